@@ -1,0 +1,58 @@
+"""grouped_linear: the first half of the output projection, one matrix per group of heads.
+
+    z[..., g·O + o] = Σ_i o_g[..., i]·e4m3(weight[g·O + o, i])·scale        o_g = heads g·H/G .. (g+1)·H/G-1
+
+Axes: x [B, T, G·I] (heads in order), weight bytes [G·O, I], scale tiles -> [B, T, G·O]. The weight is
+dequantised to bf16 without loss and the input is not quantised. Specification sections 4 and 11 row 12.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ds4export.ops._body import T
+from ds4export.ops._body_numerics import dequantise_fp8 as body_dequantise_fp8
+from ds4export.ops._body_numerics import load, rounded, store
+from ds4export.ops._cases import Gen
+from ds4export.ops._define import BOUNDARY, BYTES, Case, OpDef, Tolerance, new
+from ds4export.ops._numerics import dequantise_fp8, stored
+from ds4export.ops._numerics import rounded as torch_rounded
+
+
+def reference(x: Tensor, weight: Tensor, scale: Tensor, groups: int) -> Tensor:
+    w_GOI = torch_rounded(dequantise_fp8(weight, scale), x).unflatten(0, (groups, -1))
+    x_BTG1I = x.float().unflatten(-1, (groups, 1, -1))
+    return stored((x_BTG1I @ w_GOI.mT).flatten(2), x)
+
+
+def fake(x: Tensor, weight: Tensor, scale: Tensor, groups: int) -> Tensor:
+    return new(x, *x.shape[:-1], weight.shape[0])
+
+
+def body(x: T, weight: T, scale: T, *, groups: int) -> T:
+    b = x.body
+    w = rounded(body_dequantise_fp8(weight, scale)).reshape(groups, -1, weight.size(1))
+    # one Gemm-shaped product per group: [G, B·T, I] x [G, I, O]
+    xs = load(x).reshape(-1, groups, weight.size(1)).transpose(1, 0, 2)
+    y = b.matmul(xs, w.transpose(0, 2, 1)).transpose(1, 0, 2)
+    return store(y.reshape(x.size(0, 2), weight.size(0)))
+
+
+def _case(batch: int, tokens: int, groups: int, outputs: int, inputs: int) -> Case:
+    def make(g: Gen) -> tuple[object, ...]:
+        return g.x(batch, tokens, groups * inputs), *g.fp8(groups * outputs, inputs), groups
+
+    return Case(f"{batch}x{tokens}-{groups}x{outputs}x{inputs}", make)
+
+
+OP = OpDef(
+    name="grouped_linear",
+    schema="(Tensor x, Tensor weight, Tensor scale, int groups) -> Tensor",
+    inputs={"x": BOUNDARY, "weight": BYTES, "scale": BYTES},
+    outputs={"y": BOUNDARY},
+    reference=reference,
+    fake=fake,
+    body=body,
+    tolerance=Tolerance(2e-6, 3e-4, 8e-3, "float32 sums in another order; one bf16 ulp where they round apart"),
+    cases=(_case(1, 1, 2, 64, 256), _case(2, 3, 4, 33, 72), _case(1, 2, 1, 16, 128)),
+)
