@@ -1,0 +1,63 @@
+# `make` alone prints this list. Every target makes .venv first if it is missing.
+#   make PYTHON=python3.12 test      another interpreter (3.11 or newer)
+#   make VENV=/tmp/venv test         another place for the environment
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+
+# The stamps say what is installed; a second run installs nothing unless these files changed.
+CPU := $(VENV)/.installed-cpu
+DEV := $(VENV)/.installed-dev
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all check lint format docs wheel-test clean
+
+help: ## print this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(CPU) ## export the nano checkpoint, prove the export, stream text from it
+	$(BIN)/python scripts/demo.py
+
+test: $(DEV) ## run the tests that need neither a GPU nor much time
+	$(BIN)/python -m pytest
+
+test-all: $(DEV) ## run every test that needs no GPU, the slow ones and the peers too
+	$(BIN)/python -m pytest -m "not gpu"
+
+check: lint ## lint, formatting, types
+	$(BIN)/python -m mypy
+
+lint: $(DEV) ## lint and formatting only
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+format: $(DEV) ## rewrite the sources as the linter wants them
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+docs: $(DEV) ## check the documents: links resolve, runnable blocks run
+	$(BIN)/python -m pytest tests/test_docs.py
+
+wheel-test: $(DEV) ## build the wheel, install it into an empty environment, run the demo from it
+	rm -rf build/wheel
+	$(BIN)/python -m build --wheel --outdir build/wheel .
+	$(PYTHON) -m venv build/wheel/venv
+	build/wheel/venv/bin/python -m pip install --disable-pip-version-check -c constraints.txt \
+		"$$(echo build/wheel/*.whl)[cpu]"
+	build/wheel/venv/bin/python scripts/demo.py --out build/wheel/demo
+
+clean: ## remove what the targets above made, the environment excepted
+	rm -rf build dist out .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(CPU): pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP_INSTALL) -e '.[cpu]'
+	touch $@
+
+$(DEV): pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP_INSTALL) -e '.[cpu,dev]'
+	touch $(CPU) $@
