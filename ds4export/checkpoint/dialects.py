@@ -43,8 +43,8 @@ LAYER_STEMS = {
     "self_attn.o_a_proj": "attn.wo_a",
     "self_attn.o_b_proj": "attn.wo_b",
     **{
-        f"self_attn.compressor.{hf}{leaf}": f"attn.{official}compressor.{name}"
-        for hf, official in (("", ""), ("indexer.", "indexer."))
+        f"self_attn.compressor.{part}{leaf}": f"attn.{part}compressor.{name}"
+        for part in ("", "indexer.")
         for leaf, name in (
             ("kv_proj", "wkv"),
             ("gate_proj", "wgate"),
@@ -54,6 +54,7 @@ LAYER_STEMS = {
     },
     "self_attn.compressor.indexer.q_b_proj": "attn.indexer.wq_b",
     "self_attn.compressor.indexer.scorer.weights_proj": "attn.indexer.weights_proj",
+    "self_attn.compressor.indexer.weights_proj": "attn.indexer.weights_proj",
     "mlp.gate": "ffn.gate",
     "mlp.gate.e_score_correction_bias": "ffn.gate.bias",
     "mlp.shared_experts.gate_proj": "ffn.shared_experts.w1",

@@ -19,12 +19,11 @@ MAX_INDEX_BYTES = 256 << 20
 
 
 def read_shards(folder: Path) -> list[Shard]:
-    """The headers of all shards, in file order, checked against the index if there is one."""
-    if not folder.is_dir():
-        raise CheckpointError(
-            "the checkpoint is not a folder", where=folder, found="no such folder",
-            expected=f"a folder with config.json and {INDEX_FILE}",
-        )
+    """The headers of all shards, in file order, checked against the index if there is one.
+
+    Raises:
+        CheckpointError: no weights, a malformed index, a damaged shard, a misplaced tensor.
+    """
     if _exists(folder / INDEX_FILE):
         weight_map = _read_weight_map(folder / INDEX_FILE)
         shards = [read_shard(folder / file) for file in sorted(set(weight_map.values()))]
@@ -52,8 +51,11 @@ def _read_weight_map(path: Path) -> dict[str, str]:
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(
-            "the index has no weight map", where=path, found=short(weight_map),
-            expected="'weight_map': {tensor: shard, …}", hint="download the index again",
+            "the index has no weight map",
+            where=path,
+            found=short(weight_map),
+            expected="'weight_map': {tensor: shard, …}",
+            hint="download the index again",
         )
     for tensor, file in weight_map.items():
         _check_file_name(path, tensor, file)
@@ -74,7 +76,7 @@ def _check_file_name(path: Path, tensor: str, file: object) -> None:
 
 def _check_places(path: Path, weight_map: Mapping[str, str], shards: list[Shard]) -> None:
     found = {(name, shard.info.file) for shard in shards for name in shard.tensors}
-    homes = {name: file for name, file in found}
+    homes = dict(found)
     for name, file in weight_map.items():
         if (name, file) not in found:
             raise CheckpointError(

@@ -25,7 +25,7 @@ from ds4export.checkpoint.verify import UnusedTensor, verify
 from ds4export.config import ModelConfig, load_config
 from ds4export.errors import CheckpointError
 
-# Packed and 8-bit floating formats travel as int8: the graph decodes them (see docs/numerics.md).
+# Packed and 8-bit floating formats travel as int8: no runtime takes them all in their own type.
 NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
     "F32": np.dtype(np.float32),
     "BF16": np.dtype(ml_dtypes.bfloat16),
@@ -99,10 +99,16 @@ def open_checkpoint(path: Path) -> Checkpoint:
         ConfigError, UnsupportedModelError: from config.json.
         CheckpointError: weights missing, damaged, misplaced, or not those of the config.
     """
-    shards = read_shards(path)
+    if not path.is_dir():
+        raise CheckpointError(
+            "the checkpoint is not a folder",
+            where=path,
+            found="a file" if path.exists() else "no such folder",
+            expected="the folder that holds config.json and the shards",
+        )
     config = load_config(path)
-    found = _official_tensors(shards, config)
-    checked = verify(config, found)
+    shards = read_shards(path)
+    checked = verify(config, _official_tensors(shards, config))
     return Checkpoint(
         config=checked.config,
         path=path,

@@ -10,13 +10,15 @@ import hashlib
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from ds4export.config.strict_json import parse_json, regular_file_size, short
 from ds4export.errors import CheckpointError
 
 LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000
+MAX_RANK = 16
+MAX_COUNT = (1 << 63) - 1
 METADATA = "__metadata__"
 
 DTYPE_BITS = {
@@ -83,12 +85,16 @@ def _read_header_bytes(path: Path, nbytes: int) -> bytes:
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(LENGTH_BYTES), "little")
-            if nbytes < LENGTH_BYTES or length > nbytes - LENGTH_BYTES:
-                raise _truncated(path, nbytes, f"{LENGTH_BYTES} + {length} bytes of header alone")
             if length > MAX_HEADER_BYTES:
                 raise _malformed(
-                    path, "the header is too long", f"{length} bytes",
+                    path,
+                    "the header is too long",
+                    f"{length} bytes",
                     f"at most {MAX_HEADER_BYTES} bytes",
+                )
+            if nbytes < LENGTH_BYTES + length:
+                raise _truncated(
+                    path, nbytes, f"{LENGTH_BYTES + length} bytes for its header alone"
                 )
             return file.read(length)
     except OSError as cause:
@@ -99,32 +105,32 @@ def _read_header_bytes(path: Path, nbytes: int) -> bytes:
 
 def _tensor_ref(path: Path, name: str, entry: Any, data_start: int) -> TensorRef:
     fields = entry if isinstance(entry, dict) else {}
-    dtype, shape, offsets = (fields.get(key) for key in ("dtype", "shape", "data_offsets"))
-    if not (isinstance(dtype, str) and _is_counts(shape) and _is_counts(offsets)):
+    dtype, shape, span = (fields.get(key) for key in ("dtype", "shape", "data_offsets"))
+    if not (isinstance(dtype, str) and _is_counts(shape) and _is_counts(span) and len(span) == 2):
         raise _malformed(
-            path, f"the entry of `{name}` is not a tensor", short(entry),
+            path,
+            f"the entry of `{name}` does not describe a tensor",
+            short(entry),
             "{'dtype': …, 'shape': […], 'data_offsets': [begin, end]}",
         )
     if dtype not in DTYPE_BITS:
-        raise _malformed(
-            path, f"`{name}` has an unknown dtype", dtype, f"one of {', '.join(DTYPE_BITS)}"
-        )
-    if len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise _malformed(
-            path, f"`{name}` has no byte range", short(offsets), "[begin, end], begin <= end"
-        )
-    begin, end = offsets
+        raise _malformed(path, f"`{name}` has an unknown dtype", dtype, ", ".join(DTYPE_BITS))
+    begin, end = span
     bits = prod(shape) * DTYPE_BITS[dtype]
-    if bits != 8 * (end - begin):
+    if 8 * (end - begin) != bits:
         raise _malformed(
-            path, f"`{name}` has a byte range of the wrong size", f"{end - begin} bytes",
-            f"{short(bits / 8 if bits < 1 << 60 else bits)} bytes: {dtype} {short(shape)}",
+            path,
+            f"`{name}` has a byte range of the wrong size",
+            f"bytes {short(begin)} to {short(end)}",
+            f"{short(-(-bits // 8))} bytes, for {dtype} {short(shape)}",
         )
     return TensorRef(name, dtype, tuple(shape), path.name, data_start + begin, end - begin)
 
 
-def _is_counts(value: Any) -> bool:
-    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+def _is_counts(value: Any) -> TypeGuard[list[int]]:
+    if not isinstance(value, list) or len(value) > MAX_RANK:
+        return False
+    return all(type(item) is int and 0 <= item <= MAX_COUNT for item in value)
 
 
 def _check_layout(path: Path, tensors: list[TensorRef], data_start: int, nbytes: int) -> None:

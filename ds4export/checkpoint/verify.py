@@ -19,6 +19,7 @@ from ds4export.errors import CheckpointError
 EXPERT_DTYPES = {"I8": "fp4", "F8_E4M3": "fp8"}
 WIDE_DTYPES = ("BF16", "F16", "F32")
 FIRST_EXPERT = "layers.0.ffn.experts.0.w1.weight"
+SHARED = ("embed.weight", "head.weight")
 RULE = "expected_tensors in checkpoint/names.py"
 
 
@@ -48,15 +49,13 @@ def verify(config: ModelConfig, found: Mapping[str, TensorRef]) -> Verified:
         CheckpointError: names the tensor, its shard, what was found, expected, and a way out.
     """
     config = _with_expert_dtype(config, found)
-    unused = _unused(config, found)
+    expected = expected_tensors(config)
+    unused = _unused(expected, found)
     names = {tensor.name for tensor in unused}
     tensors = {name: ref for name, ref in found.items() if name not in names}
     has_mtp = any(name.startswith("mtp.") for name in tensors)
-    expected = {
-        name: spec
-        for name, spec in expected_tensors(config).items()
-        if has_mtp or not name.startswith("mtp.")
-    }
+    if not has_mtp:
+        expected = {name: expected[name] for name in expected if not name.startswith("mtp.")}
     for name, ref in tensors.items():
         if name in expected:
             _check_tensor(expected[name], ref, config)
@@ -83,29 +82,26 @@ def _with_expert_dtype(config: ModelConfig, found: Mapping[str, TensorRef]) -> M
     return replace(config, expert_dtype=EXPERT_DTYPES[ref.dtype])
 
 
-def _unused(config: ModelConfig, found: Mapping[str, TensorRef]) -> list[UnusedTensor]:
+def _unused(
+    expected: Mapping[str, TensorSpec], found: Mapping[str, TensorRef]
+) -> list[UnusedTensor]:
+    """Tensors under `mtp.` that are copies, or of a draft head other than the released one."""
     drafts = [name for name in found if name.startswith("mtp.")]
-    shared = {
-        name for name in drafts if name.split(".", 2)[-1] in ("embed.weight", "head.weight")
-    }
-    unused = [
-        UnusedTensor(name, "repeats the model's own embedding or head, which MTP shares")
-        for name in drafts
-        if name in shared
+    copies = [name for name in drafts if name.split(".", 2)[-1] in SHARED]
+    own = [name for name in drafts if name.split(".", 2)[-1] not in SHARED]
+    reason = _why_drafts_are_unused(expected, own)
+    return [UnusedTensor(name, "a copy of the model's, which MTP shares") for name in copies] + [
+        UnusedTensor(name, reason) for name in own if reason
     ]
-    rest = [name for name in drafts if name not in shared]
-    reason = _why_drafts_are_unused(config, rest)
-    return unused + [UnusedTensor(name, reason) for name in rest if reason]
 
 
-def _why_drafts_are_unused(config: ModelConfig, names: list[str]) -> str:
-    if not config.num_nextn_predict_layers:
+def _why_drafts_are_unused(expected: Mapping[str, TensorSpec], own: list[str]) -> str:
+    if not any(name.startswith("mtp.") for name in expected):
         return "the config announces no MTP block"
-    released = expected_tensors(config)
-    stranger = next((name for name in names if name not in released), None)
+    stranger = next((name for name in own if name not in expected), None)
     if stranger is None:
         return ""
-    return f"a draft head of another revision: `{stranger}` is not part of the released MTP block"
+    return f"a draft head of another revision: the released MTP block has no `{stranger}`"
 
 
 def _check_tensor(spec: TensorSpec, ref: TensorRef, config: ModelConfig) -> None:
@@ -172,8 +168,9 @@ def _others(names: list[str]) -> str:
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:
-    # Fuzzy search is quadratic: the first few thousand names are enough to find a typo.
-    pool = [other for other, _ in zip(names, range(2000), strict=False)]
+    # Fuzzy search is slow: look within the same layer only.
+    layer = name.split(".")[:2]
+    pool = [other for other in names if other.split(".")[:2] == layer]
     close = difflib.get_close_matches(name, pool, n=1, cutoff=0.8)
     return f"the nearest name is `{close[0]}`" if close else ""
 

@@ -96,7 +96,9 @@ def _check_rope(config: ModelConfig) -> None:
     scaling = config.rope_scaling
     check_int(
         "rope_scaling.original_max_position_embeddings",
-        scaling.original_max_position_embeddings, 1, BIG,
+        scaling.original_max_position_embeddings,
+        1,
+        BIG,
     )
     for name in ("factor", "beta_fast", "beta_slow"):
         check_positive(f"rope_scaling.{name}", getattr(scaling, name))

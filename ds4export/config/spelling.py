@@ -8,7 +8,7 @@ flat file of the released inference code, HF what `transformers` saves (derived 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from ds4export.config.limits import BIG, INTS
 from ds4export.config.strict_json import short
@@ -61,8 +61,8 @@ def _official_from_ref(raw: Mapping[str, Any]) -> dict[str, Any]:
     # The flat file has no token ids and no trained length; the release fixes them.
     defaults = {"bos_token_id": 0, "eos_token_id": 1, "n_shared_experts": 1}
     factor, length = raw.get("rope_factor"), raw.get("original_seq_len")
-    if isinstance(factor, int | float) and isinstance(length, int) and 0 < factor * length <= BIG:
-        defaults["max_position_embeddings"] = int(factor * length)
+    if _is_within(factor, BIG) and _is_within(length, BIG):
+        defaults["max_position_embeddings"] = min(int(factor * length), BIG)
     return {**defaults, **official, "rope_scaling": scaling}
 
 
@@ -81,7 +81,8 @@ def _official_from_hf(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 def _ratios_from_layer_types(raw: Mapping[str, Any]) -> list[int]:
     types, rates = raw["layer_types"], raw.get("compress_rates")
-    if not isinstance(types, list) or not all(str(kind) in HF_RATIOS for kind in types):
+    kinds = types if isinstance(types, list) else [None]
+    if not all(isinstance(kind, str) and kind in HF_RATIOS for kind in kinds):
         raise ConfigError(
             "`layer_types` names an unknown kind of layer",
             found=short(types),
@@ -98,7 +99,7 @@ def _ratios_from_layer_types(raw: Mapping[str, Any]) -> list[int]:
     nextn = raw.get("num_nextn_predict_layers", 0)
     most = INTS["num_nextn_predict_layers"][1]
     blocks = nextn if type(nextn) is int and 0 <= nextn <= most else 0
-    return [HF_RATIOS[str(kind)] for kind in types] + [0] * blocks
+    return [HF_RATIOS[kind] for kind in kinds] + [0] * blocks
 
 
 def _hash_layers_from_types(types: Any) -> int:
@@ -133,10 +134,14 @@ def _rope_from_parameters(rope: Any) -> dict[str, Any]:
 
 def _rope_dim_from_factor(raw: Mapping[str, Any]) -> Any:
     factor, head_dim = raw["partial_rotary_factor"], raw.get("head_dim")
-    if isinstance(factor, int | float) and type(head_dim) is int and 0 < factor <= 1:
+    if _is_within(factor, 1) and _is_within(head_dim, BIG):
         return int(head_dim * factor)
     raise ConfigError(
         "`partial_rotary_factor` is not a share of `head_dim`",
         found=f"{short(factor)} of {short(head_dim)}",
         expected="above 0, at most 1",
     )
+
+
+def _is_within(value: Any, high: int) -> TypeGuard[int | float]:
+    return type(value) in (int, float) and 0 < value <= high

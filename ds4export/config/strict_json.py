@@ -7,11 +7,17 @@ from __future__ import annotations
 
 import json
 import math
+import reprlib
 import stat
 from pathlib import Path
 from typing import Any, NoReturn
 
 from ds4export.errors import Ds4Error
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel = 3
+_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 8
+_SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 80
 
 
 def read_regular_file(path: Path, max_bytes: int, error: type[Ds4Error]) -> bytes:
@@ -19,7 +25,9 @@ def read_regular_file(path: Path, max_bytes: int, error: type[Ds4Error]) -> byte
     nbytes = regular_file_size(path, error)
     if nbytes > max_bytes:
         raise error(
-            f"`{path.name}` is too large", where=path, found=f"{nbytes} bytes",
+            f"`{path.name}` is too large",
+            where=path,
+            found=f"{nbytes} bytes",
             expected=f"at most {max_bytes} bytes",
         )
     try:
@@ -34,14 +42,19 @@ def regular_file_size(path: Path, error: type[Ds4Error]) -> int:
         status = path.stat()
     except FileNotFoundError:
         raise error(
-            f"`{path.name}` does not exist", where=path, found="no such file", expected="a file",
+            f"`{path.name}` does not exist",
+            where=path,
+            found="no such file",
+            expected="a file",
             hint="check the path; a download may be incomplete",
         ) from None
     except (OSError, ValueError) as cause:
         raise error(f"`{path.name}` cannot be read", where=str(path), found=str(cause)) from None
     if not stat.S_ISREG(status.st_mode):
         raise error(
-            f"`{path.name}` is not a regular file", where=path, found=_kind(status.st_mode),
+            f"`{path.name}` is not a regular file",
+            where=path,
+            found=_kind(status.st_mode),
             expected="a file, or a link to one",
         )
     return status.st_size
@@ -61,15 +74,17 @@ def parse_json(data: bytes, where: object, error: type[Ds4Error]) -> Any:
     except ValueError as cause:  # JSON, UTF-8, and integers of thousands of digits alike
         found = str(cause)
     raise error(
-        "the JSON is malformed", where=where, found=found, expected="one JSON document",
+        "the JSON is malformed",
+        where=where,
+        found=found,
+        expected="one JSON document",
         hint="download the file again",
     )
 
 
-def short(value: Any, limit: int = 120) -> str:
-    """A value from a file as it may appear in a message."""
-    text = repr(value)
-    return text if len(text) <= limit else text[:limit] + " …"
+def short(value: Any) -> str:
+    """A value from a file as it may appear in a message, however long or deep it is."""
+    return _SHORT.repr(value)
 
 
 def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
