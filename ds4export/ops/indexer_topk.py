@@ -76,7 +76,8 @@ def body(
         pads = b.ints(0, 0, 0, 0, 0, k)
         score = b.op("Pad", score, pads, b.scalar(float("-inf"), FLOAT), dtype=FLOAT)
         best, index = b.ops("TopK", score, b.ints(k), dtypes=(FLOAT, INT64))
-        return b.where(best > float("-inf"), index, -1)
+        real = (at < total.unsqueeze(1)).unsqueeze(2)  # padding queries choose nothing
+        return b.where((best > float("-inf")) & real, index, -1)
 
     return in_query_blocks(query_positions(q, positions), (load(q), w), block, one_block)
 

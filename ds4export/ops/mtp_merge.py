@@ -2,7 +2,7 @@
 
     out[n] = e + h[n]        e = e_proj·rms(embed[id at t+1]), h[n] = h_proj·rms(x[n])
 
-Axes: e [B, T, D], h [B, T, N, D] -> [B, T, N, D]; one rounding. Specification section 10.
+Axes: e [B, T, 1, D], h [B, T, N, D] -> [B, T, N, D]; one rounding. Specification section 10.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ds4export.ops._numerics import stored
 
 
 def reference(e: Tensor, h: Tensor) -> Tensor:
-    return stored(e.float().unsqueeze(2) + h.float(), h)
+    return stored(e.float() + h.float(), h)
 
 
 def fake(e: Tensor, h: Tensor) -> Tensor:
@@ -25,12 +25,12 @@ def fake(e: Tensor, h: Tensor) -> Tensor:
 
 
 def body(e: T, h: T) -> T:
-    return store(load(e).unsqueeze(2) + load(h))
+    return store(load(e) + load(h))
 
 
 def _case(batch: int, tokens: int, streams: int, width: int) -> Case:
     def make(g: Gen) -> tuple[object, ...]:
-        return g.x(batch, tokens, width), g.x(batch, tokens, streams, width)
+        return g.x(batch, tokens, 1, width), g.x(batch, tokens, streams, width)
 
     return Case(f"{batch}x{tokens}x{streams}x{width}", make)
 
