@@ -122,7 +122,7 @@ def _normal_pool() -> NDArray[np.float32]:
 @cache
 def _e4m3_pool() -> NDArray[np.int8]:
     codes = np.clip(_normal_pool() * E4M3_STD, -448, 448).astype(ml_dtypes.float8_e4m3fn)
-    return codes.view(np.int8)
+    return np.asarray(codes.view(np.int8))
 
 
 def _moments(spec: TensorSpec) -> tuple[float, float]:

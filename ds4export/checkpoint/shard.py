@@ -139,12 +139,16 @@ def _check_layout(path: Path, tensors: list[TensorRef], data_start: int, nbytes:
     for ref in sorted(tensors, key=lambda ref: (ref.offset, ref.nbytes)):
         if ref.offset != end:
             problem = "overlaps the tensor before it" if ref.offset < end else "follows a gap"
-            raise _malformed(path, f"`{ref.name}` {problem}", f"begins at {ref.offset}", str(end))
+            raise _malformed(
+                path, f"`{ref.name}` {problem}", f"begin at byte {ref.offset}", f"at byte {end}"
+            )
         end += ref.nbytes
     if end > nbytes:
         raise _truncated(path, nbytes, f"{end} bytes, from its header")
     if end < nbytes:
-        raise _malformed(path, "the file goes on after its last tensor", str(nbytes), f"{end}")
+        raise _malformed(
+            path, "the file goes on after its last tensor", f"{nbytes} bytes", f"{end} bytes"
+        )
 
 
 def _truncated(path: Path, nbytes: int, expected: str) -> CheckpointError:

@@ -14,8 +14,6 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from numpy.typing import NDArray
-
 from ds4export.checkpoint.index import INDEX_FILE
 from ds4export.checkpoint.names import (
     DTYPE_BYTES,
@@ -133,19 +131,20 @@ def _nbytes(spec: TensorSpec, scale_dtype: str) -> int:
 
 def _shard_bytes(
     specs: list[TensorSpec], config: ModelConfig, scale_dtype: str, seed: int
-) -> Iterator[NDArray[Any] | bytes]:
+) -> Iterator[bytes]:
     yield _header(specs, scale_dtype)
     by_name = {spec.name: spec for spec in specs}
     for spec in specs:
         if spec.name.endswith(".tid2eid"):
-            yield from expert_table_chunks(spec, config.n_routed_experts, seed)
+            chunks = expert_table_chunks(spec, config.n_routed_experts, seed)
         elif spec.name.endswith(".scale"):
             linear = by_name[spec.name.removesuffix("scale") + "weight"]
-            yield from scale_chunks(spec, linear, _dtype(spec, scale_dtype), seed)
+            chunks = scale_chunks(spec, linear, _dtype(spec, scale_dtype), seed)
         elif spec.dtypes[0] in ("F8_E4M3", "I8"):
-            yield from code_chunks(spec, seed)
+            chunks = code_chunks(spec, seed)
         else:
-            yield from float_chunks(spec, seed)
+            chunks = float_chunks(spec, seed)
+        yield from (chunk.tobytes() for chunk in chunks)
 
 
 def _header(specs: list[TensorSpec], scale_dtype: str) -> bytes:
@@ -165,15 +164,14 @@ def _header(specs: list[TensorSpec], scale_dtype: str) -> bytes:
     return len(text).to_bytes(LENGTH_BYTES, "little") + text
 
 
-def _write_file(path: Path, pieces: Iterable[NDArray[Any] | bytes]) -> Iterator[int]:
+def _write_file(path: Path, pieces: Iterable[bytes]) -> Iterator[int]:
     """Write under another name, flush to the disk, then rename; yields the size of each piece."""
     partial = path.with_name(path.name + ".partial")
     try:
         with partial.open("xb") as file:
             for piece in pieces:
-                view = memoryview(piece).cast("B")
-                file.write(view)
-                yield len(view)
+                file.write(piece)
+                yield len(piece)
             file.flush()
             os.fsync(file.fileno())
         partial.rename(path)

@@ -1,7 +1,8 @@
 """What is on disk against what the config demands, before any tensor byte is read.
 
 Owns every verdict on names, dtypes and shapes, and what becomes of a draft head we do not know.
-Dtypes are judged first: a dequantised checkpoint also lacks its scales, and the dtype says why.
+Dtypes are judged before names and shapes: a dequantised or repackaged checkpoint is wrong in all
+three, and the dtype says why.
 """
 
 from __future__ import annotations
@@ -56,9 +57,11 @@ def verify(config: ModelConfig, found: Mapping[str, TensorRef]) -> Verified:
     has_mtp = any(name.startswith("mtp.") for name in tensors)
     if not has_mtp:
         expected = {name: expected[name] for name in expected if not name.startswith("mtp.")}
-    for name, ref in tensors.items():
-        if name in expected:
-            _check_tensor(expected[name], ref, config)
+    pairs = [(spec, tensors[name]) for name, spec in expected.items() if name in tensors]
+    for spec, ref in pairs:
+        _check_dtype(spec, ref, config)
+    for spec, ref in pairs:
+        _check_shape(spec, ref)
     _check_names(expected, tensors)
     return Verified(
         config,
@@ -104,9 +107,12 @@ def _why_drafts_are_unused(expected: Mapping[str, TensorSpec], own: list[str]) -
     return f"a draft head of another revision: the released MTP block has no `{stranger}`"
 
 
-def _check_tensor(spec: TensorSpec, ref: TensorRef, config: ModelConfig) -> None:
+def _check_dtype(spec: TensorSpec, ref: TensorRef, config: ModelConfig) -> None:
     if ref.dtype not in spec.dtypes:
         raise _wrong_dtype(spec, ref, config)
+
+
+def _check_shape(spec: TensorSpec, ref: TensorRef) -> None:
     if ref.shape != spec.shape:
         raise CheckpointError(
             f"`{ref.name}` has the wrong shape",

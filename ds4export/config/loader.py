@@ -78,7 +78,9 @@ def _refuse_other_models(raw: Mapping[str, Any]) -> None:
 def _check_released(official: Mapping[str, Any]) -> None:
     quantization = official.get("quantization_config") or {}
     if not isinstance(quantization, Mapping):
-        raise ConfigError("`quantization_config` is not an object", found=short(quantization))
+        raise ConfigError(
+            "`quantization_config` is not an object", found=short(quantization), expected="{…}"
+        )
     _check_equal(RELEASED["quantization_config"], quantization, "quantization_config.")
     top = {**RELEASED, "mlp_bias": False, "scale_fmt": "ue8m0"}
     for name in (*DESCRIPTIVE, "quantization_config"):

@@ -81,7 +81,7 @@ def _official_from_hf(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 def _ratios_from_layer_types(raw: Mapping[str, Any]) -> list[int]:
     types, rates = raw["layer_types"], raw.get("compress_rates")
-    kinds = types if isinstance(types, list) else [None]
+    kinds: list[Any] = types if isinstance(types, list) else [None]
     if not all(isinstance(kind, str) and kind in HF_RATIOS for kind in kinds):
         raise ConfigError(
             "`layer_types` names an unknown kind of layer",

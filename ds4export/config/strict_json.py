@@ -9,6 +9,7 @@ import json
 import math
 import reprlib
 import stat
+from collections import Counter
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -89,11 +90,10 @@ def short(value: Any) -> str:
 
 def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
-    if len(result) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {short(twice)} appears twice in one object")
-    return result
+    if len(result) == len(pairs):
+        return result
+    counts = Counter(name for name, _ in pairs)
+    raise ValueError(f"the key {short(counts.most_common(1)[0][0])} appears twice in one object")
 
 
 def _refuse_constant(text: str) -> NoReturn:

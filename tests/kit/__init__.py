@@ -1,0 +1,1 @@
+"""Shared test material: small checkpoints to damage, and readers that share no code with ours."""
