@@ -275,6 +275,11 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         load_config(tmp_path)
 
 
+def test_a_path_the_file_system_refuses_ends_in_a_config_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(tmp_path / ("x" * 5000))
+
+
 def test_a_value_nested_deeply_is_shown_briefly() -> None:
     deep: Any = []
     for _ in range(5000):

@@ -1,6 +1,7 @@
 """Names on disk to official names: three dialects and the official one, told apart per tensor.
 
-Owns the map, refuses nothing: a name no rule knows stays as it is and is reported as extra later.
+Owns the map. Refuses only stacks it cannot cut: a name no rule knows stays as it is and is reported
+as extra later.
 - official under a `model.` prefix;
 - HF module names, with the experts of a layer stacked in two tensors, read as byte ranges;
 - what HF's `save_pretrained` writes: official leaf names under `model.`, except the embedding,

@@ -6,6 +6,7 @@ and shards that do not hold what the index says.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -24,12 +25,13 @@ def read_shards(folder: Path) -> list[Shard]:
     Raises:
         CheckpointError: no weights, a malformed index, a damaged shard, a misplaced tensor.
     """
-    if _exists(folder / INDEX_FILE):
+    # A broken link exists here, so that it is reported and not taken for the other form.
+    if os.path.lexists(folder / INDEX_FILE):
         weight_map = _read_weight_map(folder / INDEX_FILE)
         shards = [read_shard(folder / file) for file in sorted(set(weight_map.values()))]
         _check_places(folder / INDEX_FILE, weight_map, shards)
         return shards
-    if _exists(folder / SINGLE_FILE):
+    if os.path.lexists(folder / SINGLE_FILE):
         return [read_shard(folder / SINGLE_FILE)]
     raise CheckpointError(
         "the folder holds no weights",
@@ -38,11 +40,6 @@ def read_shards(folder: Path) -> list[Shard]:
         expected="one of them",
         hint="pass the folder that holds config.json and the safetensors files",
     )
-
-
-def _exists(path: Path) -> bool:
-    # A broken link exists here, so that it is reported and not taken for the other form.
-    return path.is_symlink() or path.exists()
 
 
 def _read_weight_map(path: Path) -> dict[str, str]:

@@ -7,6 +7,7 @@ maps: nothing is copied, and nothing can reach the disk.
 from __future__ import annotations
 
 import mmap
+import os
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -87,8 +88,8 @@ class Checkpoint:
 
     def _map(self, shard_file: str) -> mmap.mmap:
         if shard_file not in self._maps:
-            info = next(info for info in self.shards if info.file == shard_file)
-            self._maps[shard_file] = _map_shard(self.path / shard_file, info.nbytes)
+            sizes = {info.file: info.nbytes for info in self.shards}
+            self._maps[shard_file] = _map_shard(self.path / shard_file, sizes[shard_file])
         return self._maps[shard_file]
 
 
@@ -99,11 +100,12 @@ def open_checkpoint(path: Path) -> Checkpoint:
         ConfigError, UnsupportedModelError: from config.json.
         CheckpointError: weights missing, damaged, misplaced, or not those of the config.
     """
-    if not path.is_dir():
+    # os.path answers where Path would raise: names too long, folders without permission.
+    if not os.path.isdir(path):
         raise CheckpointError(
             "the checkpoint is not a folder",
             where=path,
-            found="a file" if path.exists() else "no such folder",
+            found="a file" if os.path.exists(path) else "no such folder",
             expected="the folder that holds config.json and the shards",
         )
     config = load_config(path)

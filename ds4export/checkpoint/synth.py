@@ -1,7 +1,7 @@
 """`write_synthetic`: random weights in the official format, one shard per layer.
 
-Owns the writing of safetensors files. Memory stays below one tensor whatever the size; a shard
-appears under its name only when it is complete and on disk, the index last.
+Owns the writing of safetensors files. Memory does not grow with the model; a shard appears under
+its name only when it is complete and on disk, the index last.
 """
 
 from __future__ import annotations

@@ -58,7 +58,8 @@ def verify(config: ModelConfig, found: Mapping[str, TensorRef]) -> Verified:
     if not has_mtp:
         expected = {name: expected[name] for name in expected if not name.startswith("mtp.")}
     pairs = [(spec, tensors[name]) for name, spec in expected.items() if name in tensors]
-    for spec, ref in pairs:
+    # Quantised matrices first: they tell what happened to the checkpoint as a whole.
+    for spec, ref in sorted(pairs, key=lambda pair: pair[0].dtypes[0] not in EXPERT_DTYPES):
         _check_dtype(spec, ref, config)
     for spec, ref in pairs:
         _check_shape(spec, ref)

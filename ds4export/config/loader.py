@@ -7,6 +7,7 @@ is another model and is refused by name. No size has a default.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ def load_config(path: Path) -> ModelConfig:
         ConfigError: unreadable, not JSON, a field missing or out of range, fields that disagree.
         UnsupportedModelError: a model this package does not export, by name.
     """
-    file = path / "config.json" if path.is_dir() else path
+    file = path / "config.json" if os.path.isdir(path) else path
     raw = parse_json(read_regular_file(file, MAX_CONFIG_BYTES, ConfigError), file, ConfigError)
     return config_from_json(raw, where=str(file))
 

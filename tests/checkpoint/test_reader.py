@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from pathlib import Path
 
 import ml_dtypes
@@ -106,6 +107,14 @@ def test_opening_reads_headers_only(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert len(open_checkpoint(recorded("tiny-a")).tensors) == 504
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_maps_reserve_no_memory(tiny: Checkpoint) -> None:
+    tiny.array("embed.weight")
+    maps = Path("/proc/self/smaps").read_text().split(SHARDS[0])[1]
+    flags = next(line for line in maps.splitlines() if line.startswith("VmFlags:"))
+    assert "nr" in flags.split()
+
+
 def test_the_tensor_table_cannot_be_changed(tiny: Checkpoint) -> None:
     with pytest.raises(TypeError):
         tiny.tensors["x"] = tiny.tensors["embed.weight"]  # type: ignore[index]
@@ -134,6 +143,8 @@ def test_a_folder_is_expected(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="not a folder") as caught:
         open_checkpoint(tmp_path / "nowhere")
     assert caught.value.found == "no such folder"
+    with pytest.raises(CheckpointError, match="not a folder"):
+        open_checkpoint(tmp_path / ("x" * 5000))
     (tmp_path / "file").touch()
     with pytest.raises(CheckpointError, match="not a folder") as caught:
         open_checkpoint(tmp_path / "file")

@@ -134,6 +134,15 @@ def test_a_dequantised_matrix_is_called_by_its_name(folder: Folder, name: str, d
     assert "not a dequantised copy" in error.hint
 
 
+def test_a_checkpoint_in_bfloat16_throughout_is_called_dequantised(folder: Folder) -> None:
+    folder.tensors = {
+        name: filled("BF16", *entry.shape)
+        for name, entry in folder.tensors.items()
+        if not name.endswith(".scale")
+    }
+    assert folder.refusal().what == f"`{WQ_A}.weight` is a dequantised BF16 matrix"
+
+
 @pytest.mark.parametrize(("name", "dtype"), [("tiny-a", "fp4"), ("tiny-base", "fp8")])
 def test_the_experts_format_is_read_off_the_weights(tmp_path: Path, name: str, dtype: str) -> None:
     folder = Folder(tmp_path / name, name)
