@@ -23,12 +23,17 @@ class StateSpec:
     dtype: str  # BOUNDARY: bf16 in official numerics, else float32
 
 
-def layer_state(config: ModelConfig, ratio: int, max_context: int, spare: int = 0) -> tuple[StateSpec, ...]:
+def layer_state(
+    config: ModelConfig, ratio: int, max_context: int, spare: int = 0
+) -> tuple[StateSpec, ...]:
     """State tensors of a layer with compression `ratio`, in the order the layer takes them.
 
     Rings hold `spare` rows more than exactness needs, so that `spare` + 1 drafted tokens can be undone.
     """
-    d, window = config.head_dim, StateSpec("window", config.sliding_window + spare + 1, config.head_dim, BOUNDARY)
+    d, window = (
+        config.head_dim,
+        StateSpec("window", config.sliding_window + spare + 1, config.head_dim, BOUNDARY),
+    )
     if ratio == 0:
         return (window,)
     overlap = 2 if ratio == 4 else 1

@@ -17,8 +17,8 @@ from ds4export.graph.capture import Captured
 from ds4export.graph.halves import STEP, Tracer
 from ds4export.model.rope import plain_freqs, yarn_freqs
 from ds4export.model.transformer import Head
-from ds4export.ops import DOMAIN
 from ds4export.ops._body import OPSET
+from ds4export.ops._define import DOMAIN
 
 LAYER_DOMAIN = "ds4.layers"
 IR_VERSION = 10
@@ -75,7 +75,9 @@ class _Builder:
     functions: dict[str, ir.Function] = field(default_factory=dict)
     captures: dict[str, Captured] = field(default_factory=dict)
 
-    def input(self, name: str, like: ir.Value | None = None, *, dims: Sequence[int | str] = ()) -> ir.Value:
+    def input(
+        self, name: str, like: ir.Value | None = None, *, dims: Sequence[int | str] = ()
+    ) -> ir.Value:
         """A graph input, made on first use: shaped like a traced value, or INT64 with `dims`."""
         if name not in self.inputs:
             kind = like.type if like is not None else ir.TensorType(_INT64)
@@ -86,7 +88,9 @@ class _Builder:
     def constant(self, name: str, array: np.ndarray) -> ir.Value:
         if name not in self.initializers:
             tensor = ir.tensor(array, name=name)
-            value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape))
+            value = ir.Value(
+                name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape)
+            )
             value.const_value = tensor
             self.initializers[name] = value
         return self.initializers[name]
@@ -95,14 +99,20 @@ class _Builder:
         value.name = name
         self.outputs.append(value)
 
-    def weights(self, captured: Captured, prefix: str, shared: Sequence[str] = ()) -> list[ir.Value]:
+    def weights(
+        self, captured: Captured, prefix: str, shared: Sequence[str] = ()
+    ) -> list[ir.Value]:
         """Graph inputs for a capture's weights; those of `shared` modules carry no prefix."""
-        return [
-            self.input(w.name if _module(w.name) in shared else prefix + _below(w.name), w)
-            for w in captured.weights
-        ]
+        return [self._weight(w, prefix, shared) for w in captured.weights]
 
-    def inline(self, captured: Captured, actual: Mapping[ir.Value, ir.Value], path: str) -> list[ir.Value]:
+    def _weight(self, traced: ir.Value, prefix: str, shared: Sequence[str]) -> ir.Value:
+        assert traced.name, "a traced weight has no name"
+        own = _module(traced.name) not in shared
+        return self.input(prefix + _below(traced.name) if own else traced.name, traced)
+
+    def inline(
+        self, captured: Captured, actual: Mapping[ir.Value, ir.Value], path: str
+    ) -> list[ir.Value]:
         """Copy a capture's nodes into the graph with its inputs replaced."""
         mapped = dict(actual)
         for node in captured.nodes:
@@ -120,7 +130,9 @@ class _Builder:
             self.nodes.append(made)
         return [mapped[v] for v in captured.outputs]
 
-    def call(self, function: str, inputs: Sequence[ir.Value], captured: Captured, path: str) -> list[ir.Value]:
+    def call(
+        self, function: str, inputs: Sequence[ir.Value], captured: Captured, path: str
+    ) -> list[ir.Value]:
         made = ir.Node(LAYER_DOMAIN, function, inputs, num_outputs=len(captured.outputs), name=path)
         for new, old in zip(made.outputs, captured.outputs, strict=True):
             new.name, new.type, new.shape = f"{path}:{old.name}", old.type, old.shape
@@ -134,7 +146,9 @@ class _Builder:
             self.functions[name] = _function(name, captured)
         return self.captures[name]
 
-    def layer(self, x: ir.Value, ids: ir.Value, prefix: str, ratio: int, *, hashed: bool, mtp: bool) -> ir.Value:
+    def layer(
+        self, x: ir.Value, ids: ir.Value, prefix: str, ratio: int, *, hashed: bool, mtp: bool
+    ) -> ir.Value:
         """One layer or MTP block: two function calls."""
         kind, route = f"attn_{KINDS[ratio]}", "ffn_hash" if hashed else "ffn_score"
         if kind not in self.captures:
@@ -143,7 +157,7 @@ class _Builder:
             self.half(route, self.tracer.feed_forward(self._traced_layer(ratio, hashed, mtp)))
         attention, experts = self.captures[kind], self.captures[route]
         step = [self.input(name, dims=("B",)) for name in STEP]
-        states = [v for v in attention.arguments[len(STEP) + 2 :]]
+        states = attention.arguments[len(STEP) + 2 :]
         state = [self._state(f"state.{prefix}.{v.name}", v) for v in states]
         inputs = [x, *step, self._freqs(ratio), *state, *self.weights(attention, f"{prefix}.")]
         x, *after = self.call(kind, inputs, attention, f"{prefix}/attn")
@@ -179,7 +193,10 @@ class _Builder:
             name=name,
         )
         return ir.Model(
-            graph, ir_version=IR_VERSION, producer_name="ds4export", functions=list(self.functions.values())
+            graph,
+            ir_version=IR_VERSION,
+            producer_name="ds4export",
+            functions=list(self.functions.values()),
         )
 
 
@@ -222,7 +239,7 @@ def _main_graph(plan: GraphPlan, tracer: Tracer) -> ir.Model:
         )
         (x,) = b.inline(embed, actual, "embed")
     else:
-        shape = ["B", "T", c.hc_mult, c.hidden_size]
+        shape: list[int | str] = ["B", "T", c.hc_mult, c.hidden_size]
         kind = ir.DataType.BFLOAT16 if plan.official else ir.DataType.FLOAT
         x = b.input("streams_in", ir.Value(type=ir.TensorType(kind), shape=ir.Shape(shape)))
     for i in plan.layers:

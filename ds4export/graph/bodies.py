@@ -8,8 +8,9 @@ from typing import Any
 import onnx_ir as ir
 
 from ds4export.errors import ExportError
-from ds4export.ops import ALL_OPS, DOMAIN
+from ds4export.ops import ALL_OPS
 from ds4export.ops._body import BodyOptions
+from ds4export.ops._define import DOMAIN
 
 
 def op_nodes(model: ir.Model) -> Iterator[ir.Node]:

@@ -12,10 +12,12 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
+import torch.fx.experimental._config as _export_config
 from torch import Tensor, nn
 
 from ds4export.errors import ExportError
-from ds4export.ops import ALL_OPS, DOMAIN
+from ds4export.ops import ALL_OPS
+from ds4export.ops._define import DOMAIN
 
 _DTYPES = {
     torch.bfloat16: ir.DataType.BFLOAT16,
@@ -105,7 +107,8 @@ def capture(module: nn.Module, arguments: Sequence[Argument], outputs: Sequence[
 
 
 def _export(module: nn.Module, arguments: Sequence[Argument]) -> torch.export.ExportedProgram:
-    with torch.fx.experimental._config.patch(backed_size_oblivious=True), torch.no_grad():
+    oblivious = _export_config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
+    with oblivious, torch.no_grad():
         return torch.export.export(
             _Traced(module),
             ([a.example() for a in arguments],),
@@ -144,16 +147,20 @@ def _op_node(
         )
     op = ALL_OPS[op_name]
     count = len(op.inputs)
-    inputs = [values[a.name][0] for a in node.args[:count]]  # type: ignore[union-attr]
+    arguments: list[Any] = list(node.args)
+    inputs = [values[a.name][0] for a in arguments[:count]]
     attributes = [
         ir.convenience.convert_attribute(k, v)
-        for k, v in zip(op.attributes(), node.args[count:], strict=True)
+        for k, v in zip(op.attributes(), arguments[count:], strict=True)
     ]
     path = "/".join(p for p in (_path(node).replace(".", "/"), op_name) if p)
     made = ir.Node(DOMAIN, op_name, inputs, attributes, num_outputs=len(op.outputs), name=path)
     metas = node.meta["val"]
     for out, meta, suffix in zip(
-        made.outputs, metas if isinstance(metas, (tuple, list)) else (metas,), op.outputs, strict=True
+        made.outputs,
+        metas if isinstance(metas, (tuple, list)) else (metas,),
+        op.outputs,
+        strict=True,
     ):
         out.name, out.type = f"{path}:{suffix}", ir.TensorType(_DTYPES[meta.dtype])
         out.shape = _shape(meta.shape, symbols)

@@ -16,12 +16,18 @@ STEP = ("slots", "positions", "num_new")
 
 
 class _AttentionHalf(nn.Module):
-    def __init__(self, layer: Layer | MtpBlock, names: list[str]) -> None:
+    def __init__(self, layer: Layer, names: list[str]) -> None:
         super().__init__()
         self.layer, self.names = layer, names
 
     def forward(
-        self, x: Tensor, slots: Tensor, positions: Tensor, num_new: Tensor, freqs: Tensor, *state: Tensor
+        self,
+        x: Tensor,
+        slots: Tensor,
+        positions: Tensor,
+        num_new: Tensor,
+        freqs: Tensor,
+        *state: Tensor,
     ) -> tuple[Tensor, ...]:
         named = dict(zip(self.names, state, strict=True))
         x, new = self.layer.attention_half(x, Step(slots, positions, num_new), freqs, named)
@@ -29,11 +35,13 @@ class _AttentionHalf(nn.Module):
 
 
 class _FeedForwardHalf(nn.Module):
-    def __init__(self, layer: Layer | MtpBlock) -> None:
+    def __init__(self, layer: Layer) -> None:
         super().__init__()
         self.layer = layer
 
-    def forward(self, x: Tensor, ids: Tensor, num_new: Tensor, expert_rows: Tensor) -> tuple[Tensor]:
+    def forward(
+        self, x: Tensor, ids: Tensor, num_new: Tensor, expert_rows: Tensor
+    ) -> tuple[Tensor]:
         return (self.layer.feed_forward_half(x, ids, num_new, expert_rows),)
 
 
@@ -84,19 +92,25 @@ class Tracer:
 
     def state_arguments(self, ratio: int) -> list[Argument]:
         return [
-            Argument(s.name, torch.float32 if s.dtype == F32 else self.boundary, ("S", f"rows_{s.name}", s.width))
+            Argument(
+                s.name,
+                torch.float32 if s.dtype == F32 else self.boundary,
+                ("S", f"rows_{s.name}", s.width),
+            )
             for s in layer_state(self.config, ratio, 1024)
         ]
 
-    def attention(self, layer: Layer | MtpBlock) -> Captured:
+    def attention(self, layer: Layer) -> Captured:
         state = self.state_arguments(layer.ratio)
         step = [Argument(name, torch.int64, ("B",)) for name in STEP]
         freqs = Argument("freqs", torch.float32, (self.config.qk_rope_head_dim // 2,))
         names = [s.name for s in state]
         module = _AttentionHalf(layer, names)
-        return capture(module, [self.streams(), *step, freqs, *state], ["y", *(f"{n}_out" for n in names)])
+        return capture(
+            module, [self.streams(), *step, freqs, *state], ["y", *(f"{n}_out" for n in names)]
+        )
 
-    def feed_forward(self, layer: Layer | MtpBlock) -> Captured:
+    def feed_forward(self, layer: Layer) -> Captured:
         rows = Argument("expert_rows", torch.int64, (self.config.n_routed_experts,))
         arguments = [self.streams(), _ids("ids"), Argument("num_new", torch.int64, ("B",)), rows]
         return capture(_FeedForwardHalf(layer), arguments, ["y"])

@@ -36,7 +36,9 @@ class Compressor(Weights):
         self.norm = Norm(width, config.rms_norm_eps)
         self.weight_buffer("ape", ratio, channels, dtype=torch.float32)
 
-    def forward(self, x: Tensor, step: Step, freqs: Tensor, pending: Tensor, cache: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, step: Step, freqs: Tensor, pending: Tensor, cache: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """x [B, T, D], pending and cache of the layer -> their successors, with this chunk's entries appended."""
         weights = (self.wkv.weight, self.wgate.weight, self.ape, self.norm.weight)
         args = (x, *weights, freqs, pending, cache, *step, self.config.rms_norm_eps)
@@ -56,7 +58,9 @@ class Indexer(Weights):
         self.weights_proj = LinearBf16(config.index_n_heads, config.hidden_size)
         self.compressor = Compressor(config, 4, config.index_head_dim, index=True)
 
-    def forward(self, x: Tensor, qr: Tensor, step: Step, freqs: Tensor, state: State) -> tuple[Tensor, State]:
+    def forward(
+        self, x: Tensor, qr: Tensor, step: Step, freqs: Tensor, state: State
+    ) -> tuple[Tensor, State]:
         """x [B, T, D], qr [B, T, q_lora] -> chosen INT64 [B, T, index_topk] and the new index state."""
         c = self.config
         q = ds4.index_query(self.wq_b(qr), step.positions, freqs, c.index_n_heads, c.index_head_dim)
@@ -95,7 +99,9 @@ class Attention(Weights):
     def forward(self, x: Tensor, step: Step, freqs: Tensor, state: State) -> tuple[Tensor, State]:
         c = self.config
         qr = self.q_norm(self.wq_a(x))
-        q = ds4.query_heads(self.wq_b(qr), step.positions, freqs, c.num_attention_heads, c.rms_norm_eps)
+        q = ds4.query_heads(
+            self.wq_b(qr), step.positions, freqs, c.num_attention_heads, c.rms_norm_eps
+        )
         kv = ds4.kv_row(self.wkv(x), self.kv_norm.weight, step.positions, freqs, c.rms_norm_eps)
         head, tail = (q, kv, state["window"]), (self.attn_sink, freqs, *step, c.sliding_window)
         if self.ratio == 0:

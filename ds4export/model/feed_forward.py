@@ -21,7 +21,9 @@ class Gate(LinearBf16):
         super().__init__(config.n_routed_experts, config.hidden_size)
         self.config, self.hashed = config, hashed
         if hashed:
-            self.weight_buffer("tid2eid", config.vocab_size, config.num_experts_per_tok, dtype=torch.int64)
+            self.weight_buffer(
+                "tid2eid", config.vocab_size, config.num_experts_per_tok, dtype=torch.int64
+            )
         else:
             self.weight_buffer("bias", config.n_routed_experts, dtype=torch.float32)
 
@@ -30,7 +32,9 @@ class Gate(LinearBf16):
         c = self.config
         if self.hashed:
             return ds4.route_hash(x, self.weight, ids, self.tid2eid, c.routed_scaling_factor)
-        return ds4.route_scores(x, self.weight, self.bias, c.num_experts_per_tok, c.routed_scaling_factor)
+        return ds4.route_scores(
+            x, self.weight, self.bias, c.num_experts_per_tok, c.routed_scaling_factor
+        )
 
 
 class Experts(Weights):

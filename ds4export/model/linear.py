@@ -10,6 +10,7 @@ TILE = 128
 
 
 def tiles(size: int) -> int:
+    """Scale tiles along an axis of that size."""
     return -(-size // TILE)
 
 

@@ -41,4 +41,5 @@ def _freqs(rope_dims: int, theta: float) -> Tensor:
 
 
 def layer_freqs(config: ModelConfig, ratio: int) -> Tensor:
+    """Which of the two a layer of that compression ratio uses."""
     return yarn_freqs(config) if ratio else plain_freqs(config)

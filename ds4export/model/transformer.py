@@ -6,6 +6,8 @@ at their own positions. All state comes in and goes out. Specification sections 
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -24,8 +26,10 @@ class Layer(Weights):
     x [B, T, N, D] streams. The two halves are traced apart, so that each kind is one ONNX function.
     """
 
-    def __init__(self, config: ModelConfig, ratio: int, *, hashed: bool, float_scales: bool) -> None:
-        super().__init__()
+    def __init__(
+        self, config: ModelConfig, ratio: int, *, hashed: bool, float_scales: bool
+    ) -> None:
+        Weights.__init__(self)
         self.config, self.ratio, self.hashed = config, ratio, hashed
         n, d = config.hc_mult, config.hidden_size
         self.attn_norm, self.ffn_norm = Norm(d, config.rms_norm_eps), Norm(d, config.rms_norm_eps)
@@ -39,14 +43,20 @@ class Layer(Weights):
     def _hc_pre(self, x: Tensor, part: str, norm: Norm) -> tuple[Tensor, Tensor, Tensor]:
         c = self.config
         fn, base, scale = (self.get_buffer(f"hc_{part}_{name}") for name in ("fn", "base", "scale"))
-        return ds4.hc_pre(x, fn, base, scale, norm.weight, c.hc_sinkhorn_iters, c.hc_eps, c.rms_norm_eps)
+        return ds4.hc_pre(
+            x, fn, base, scale, norm.weight, c.hc_sinkhorn_iters, c.hc_eps, c.rms_norm_eps
+        )
 
-    def attention_half(self, x: Tensor, step: Step, freqs: Tensor, state: State) -> tuple[Tensor, State]:
+    def attention_half(
+        self, x: Tensor, step: Step, freqs: Tensor, state: State
+    ) -> tuple[Tensor, State]:
         a, post, comb = self._hc_pre(x, "attn", self.attn_norm)
         y, new_state = self.attn(a, step, freqs, state)
         return ds4.hc_post(y, x, post, comb), new_state
 
-    def feed_forward_half(self, x: Tensor, ids: Tensor, num_new: Tensor, expert_rows: Tensor) -> Tensor:
+    def feed_forward_half(
+        self, x: Tensor, ids: Tensor, num_new: Tensor, expert_rows: Tensor
+    ) -> Tensor:
         a, post, comb = self._hc_pre(x, "ffn", self.ffn_norm)
         return ds4.hc_post(self.ffn(a, ids, num_new, expert_rows), x, post, comb)
 
@@ -60,12 +70,17 @@ class Layer(Weights):
 class Head(Weights):
     """The collapse of the streams and the final norm; the vocabulary matrix is shared and comes from outside."""
 
+    config: ModelConfig
+    norm: Norm
     hc_head_fn: Tensor
     hc_head_base: Tensor
     hc_head_scale: Tensor
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.add_head(config)
+
+    def add_head(self, config: ModelConfig) -> None:
         self.config = config
         n, d = config.hc_mult, config.hidden_size
         self.norm = Norm(d, config.rms_norm_eps)
@@ -77,30 +92,21 @@ class Head(Weights):
         """x [B, T, N, D], rows INT64 [B, R] -> float32 [B, R, V]."""
         c = self.config
         hc = (self.hc_head_fn, self.hc_head_base, self.hc_head_scale)
-        return ds4.head(ds4.hc_head(x, *hc, self.norm.weight, rows, c.hc_eps, c.rms_norm_eps), weight)
+        return ds4.head(
+            ds4.hc_head(x, *hc, self.norm.weight, rows, c.hc_eps, c.rms_norm_eps), weight
+        )
 
 
-class MtpBlock(Head):
+class MtpBlock(Layer, Head):
     """Predicts the token after next: position t pairs the main model's streams with the id at t + 1."""
 
     def __init__(self, config: ModelConfig, ratio: int, *, float_scales: bool) -> None:
-        super().__init__(config)
+        Layer.__init__(self, config, ratio, hashed=False, float_scales=float_scales)
+        self.add_head(config)
         d, eps = config.hidden_size, config.rms_norm_eps
         self.enorm, self.hnorm = Norm(d, eps), Norm(d, eps)
         self.e_proj = LinearFp8(d, d, float_scales=float_scales)
         self.h_proj = LinearFp8(d, d, float_scales=float_scales)
-        layer = Layer(config, ratio, hashed=False, float_scales=float_scales)
-        # the checkpoint names a block's layer without a level of its own
-        for name, child in layer.named_children():
-            if name != "norm":
-                self.add_module(name, child)
-        for name, buffer in layer.named_buffers(recurse=False):
-            self.register_buffer(name, buffer)
-        self.ratio, self.hashed = ratio, False
-
-    attention_half = Layer.attention_half
-    feed_forward_half = Layer.feed_forward_half
-    _hc_pre = Layer._hc_pre
 
     def merge(self, next_ids: Tensor, x: Tensor, embed: Tensor, official: int) -> Tensor:
         """next_ids INT64 [B, T] (the id at t + 1), x [B, T, N, D] -> the block's input streams."""
@@ -115,7 +121,13 @@ class Transformer(Head):
     """
 
     def __init__(
-        self, config: ModelConfig, layers: range, *, official: bool, float_scales: bool, with_mtp: bool
+        self,
+        config: ModelConfig,
+        layers: range,
+        *,
+        official: bool,
+        float_scales: bool,
+        with_mtp: bool,
     ) -> None:
         super().__init__(config)
         self.official, self.layer_range = official, layers
@@ -138,6 +150,12 @@ class Transformer(Head):
         self.freqs = {ratio: layer_freqs(c, ratio) for ratio in (0, 4, 128)}
         self.expert_rows = torch.arange(c.n_routed_experts)
 
+    def layer(self, i: int) -> Layer:
+        return cast(Layer, self.layers[str(i)])
+
+    def mtp_block(self, j: int) -> MtpBlock:
+        return cast(MtpBlock, self.mtp[str(j)])
+
     def embed_streams(self, ids: Tensor) -> Tensor:
         return ds4.embed(ids, self.embed.weight, self.config.hc_mult, int(self.official))
 
@@ -157,8 +175,8 @@ class Transformer(Head):
         """
         x = self.embed_streams(ids) if streams is None else streams
         new: dict[str, Tensor] = {}
-        for i, layer in self.layers.items():
-            x, after = run_layer(layer, f"layers.{i}", x, ids, step, self, state)
+        for i in self.layer_range:
+            x, after = run_layer(self.layer(i), f"layers.{i}", x, ids, step, self, state)
             new |= after
         return x, new
 
@@ -166,13 +184,13 @@ class Transformer(Head):
         self, j: int, next_ids: Tensor, x: Tensor, step: Step, state: dict[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """MTP block j: next_ids INT64 [B, T], x the main model's streams -> the block's streams and state."""
-        block = self.mtp[str(j)]
+        block = self.mtp_block(j)
         x = block.merge(next_ids, x, self.embed.weight, int(self.official))
         return run_layer(block, f"mtp.{j}", x, next_ids, step, self, state)
 
 
 def run_layer(
-    layer: nn.Module,
+    layer: Layer,
     prefix: str,
     x: Tensor,
     ids: Tensor,

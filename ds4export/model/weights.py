@@ -64,7 +64,11 @@ def weight_array(checkpoint: Checkpoint, name: str, order: tuple[int, ...]) -> N
 
 
 def build_model(
-    checkpoint: Checkpoint, *, official: bool, layers: range | None = None, with_mtp: bool | None = None
+    checkpoint: Checkpoint,
+    *,
+    official: bool,
+    layers: range | None = None,
+    with_mtp: bool | None = None,
 ) -> Transformer:
     """The model over the mapped weights of a checkpoint.
 

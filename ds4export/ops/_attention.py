@@ -69,11 +69,15 @@ def attend(
 ) -> tuple[Tensor, Tensor]:
     """The reference of all three; `compressed(b, slot, at)` gives the other rows of the lists of batch row b."""
     ring, out = ring.clone(), torch.zeros_like(q)
-    for b, (slot, p, n) in enumerate(zip(slots.tolist(), positions.tolist(), num_new.tolist(), strict=True)):
+    for b, (slot, p, n) in enumerate(
+        zip(slots.tolist(), positions.tolist(), num_new.tolist(), strict=True)
+    ):
         before, _ = rows_before(ring[slot], p, window - 1)
         history = torch.cat((before, kv[b, :n].float()))
         at = torch.arange(p, p + n)
-        column = (at[:, None] - window + 1).clamp_min(0) + torch.arange(window)  # absolute positions
+        column = (at[:, None] - window + 1).clamp_min(0) + torch.arange(
+            window
+        )  # absolute positions
         valid = column <= at[:, None]
         keys = history[(column - (p - window + 1)).clamp_max(len(history) - 1)]
         if compressed is not None:
@@ -144,15 +148,15 @@ def body_attend(
     origin = positions - length  # the position of history row 0
 
     def one_block(at: T, qs: T, *values: T) -> T:
-        column = (at.unsqueeze(2) - (window - 1)).clip(0, None) + b.ints(*range(window))  # [B, t, W]
+        column = (at.unsqueeze(2) - (window - 1)).clip(0, None) + b.ints(
+            *range(window)
+        )  # [B, t, W]
         valid = (column <= at.unsqueeze(2)) & (at < live_to).unsqueeze(2)
         row = column - origin.unsqueeze(1).unsqueeze(2)
         row = b.op("Min", row, history.size(1) - 1, dtype=INT64)
         keys = b.where(valid.unsqueeze(3), history.gather_rows(row), 0.0)
         parts = [(keys, valid), *([compressed(at, *values)] if compressed else [])]
-        logits = [
-            b.where(ok.unsqueeze(2), _scores(qs, rows), float("-inf")) for rows, ok in parts
-        ]
+        logits = [b.where(ok.unsqueeze(2), _scores(qs, rows), float("-inf")) for rows, ok in parts]
         weights, total = _list_softmax(b.concat(-1, *logits) if compressed else logits[0], sink)
         o = _weighted(weights.slice(3, 0, window) if compressed else weights, keys)
         if compressed:
@@ -177,7 +181,14 @@ def _weighted(weights: T, rows: T) -> T:
 
 
 def case_inputs(
-    g: Gen, rows: list[tuple[int, int]], tokens: int, heads: int, width: int, window: int, spare: int, nan: bool
+    g: Gen,
+    rows: list[tuple[int, int]],
+    tokens: int,
+    heads: int,
+    width: int,
+    window: int,
+    spare: int,
+    nan: bool,
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """(q, kv, ring) and (sink, freqs, slots, positions, num_new) of one case."""
     batch = len(rows)

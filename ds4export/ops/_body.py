@@ -31,7 +31,9 @@ class BodyOptions:
     """What a checkpoint and an export decide for every body of one file (design 3)."""
 
     official: bool  # all roundings of the released code; otherwise float32 without roundings
-    float_scales: bool = False  # FP8 scales stored as float32 (some -Base files) instead of E8M0 bytes
+    float_scales: bool = (
+        False  # FP8 scales stored as float32 (some -Base files) instead of E8M0 bytes
+    )
 
 
 class T:
@@ -40,7 +42,9 @@ class T:
     def __init__(self, body: Body, value: ir.Value, dtype: ir.DataType) -> None:
         self.body, self.value, self.dtype = body, value, dtype
 
-    def _binary(self, op: str, other: Any, *, swap: bool = False, dtype: ir.DataType | None = None) -> T:
+    def _binary(
+        self, op: str, other: Any, *, swap: bool = False, dtype: ir.DataType | None = None
+    ) -> T:
         right = other if isinstance(other, T) else self.body.scalar(other, self.dtype)
         pair = (right, self) if swap else (self, right)
         return self.body.op(op, *pair, dtype=dtype or self.dtype)
@@ -96,7 +100,9 @@ class T:
         return self._binary("And", other)
 
     def cast(self, dtype: ir.DataType) -> T:
-        return self if dtype == self.dtype else self.body.op("Cast", self, dtype=dtype, to=dtype.value)
+        return (
+            self if dtype == self.dtype else self.body.op("Cast", self, dtype=dtype, to=dtype.value)
+        )
 
     def size(self, axis: int, count: int = 1) -> T:
         """`count` dimensions from `axis` on, as an INT64 vector."""
@@ -147,7 +153,9 @@ class T:
         return self._reduce("ReduceMax", axis, keepdims)
 
     def _reduce(self, op: str, axis: int, keepdims: bool) -> T:
-        return self.body.op(op, self, self.body.ints(axis), dtype=self.dtype, keepdims=int(keepdims))
+        return self.body.op(
+            op, self, self.body.ints(axis), dtype=self.dtype, keepdims=int(keepdims)
+        )
 
     def clip(self, low: float | None, high: float | None) -> T:
         out = self

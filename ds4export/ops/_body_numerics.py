@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from ds4export.ops._body import BF16, E4M3, FLOAT, INT32, INT64, Body, T
+from ds4export.ops._body import BF16, E4M3, FLOAT, INT32, INT64, T
 from ds4export.ops._numerics import (
     E2M1_VALUES,
     E8M0_VALUES,
@@ -153,7 +153,9 @@ def rope(x: T, positions: T, freqs: T, *, inverse: bool = False) -> T:
 def hadamard_fp4(x: T, size: int) -> T:
     if not x.body.official:
         return x
-    signs = np.array([[1 - 2 * ((a & c).bit_count() % 2) for c in range(size)] for a in range(size)])
+    signs = np.array(
+        [[1 - 2 * ((a & c).bit_count() % 2) for c in range(size)] for a in range(size)]
+    )
     h = x.body.const(signs.astype(np.int8)).cast(FLOAT)
     return fp4_round_trip(rounded(x.body.matmul(x, h) * size**-0.5))
 

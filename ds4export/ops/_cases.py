@@ -42,7 +42,10 @@ class Gen:
 
     def fp8(self, outputs: int, inputs: int) -> tuple[Tensor, Tensor]:
         """e4m3 bytes [O, I] without NaN codes and their tile scales."""
-        magnitude, sign = self.rng.integers(0, 120, (outputs, inputs)), self.rng.integers(0, 2, (outputs, inputs))
+        magnitude, sign = (
+            self.rng.integers(0, 120, (outputs, inputs)),
+            self.rng.integers(0, 2, (outputs, inputs)),
+        )
         codes = (magnitude + 128 * sign).astype(np.uint8).view(np.int8)
         return torch.from_numpy(codes), self.scales(-(-outputs // 128), -(-inputs // 128))
 

@@ -68,7 +68,9 @@ def compress(
     """The reference of all three: one row of the batch at a time; `finish` rounds an entry [1, d]."""
     pending, cache, m = pending.clone(), cache.clone(), len(ape)
     count = 2 * m if overlap else m
-    for b, (slot, p, n) in enumerate(zip(slots.tolist(), positions.tolist(), num_new.tolist(), strict=True)):
+    for b, (slot, p, n) in enumerate(
+        zip(slots.tolist(), positions.tolist(), num_new.tolist(), strict=True)
+    ):
         u = x[b, :n].float() @ wkv.float().T
         s = x[b, :n].float() @ wgate.float().T + ape[torch.arange(p, p + n) % m]
         before, exists = rows_before(pending[slot], p, count)
@@ -157,12 +159,30 @@ def cases(m: int, channels: int) -> tuple[Case, ...]:
             pending = g.state(batch + 1, channels * m + 1, 2 * channels * d, f32=True)
             cache = g.state(batch + 1, 200 // m + 8, d)
             if nan:
-                pending, cache = torch.full_like(pending, torch.nan), torch.full_like(cache, torch.nan)
-            weights = (g.bf16(channels * d, hidden), g.bf16(channels * d, hidden), g.f32(m, channels * d))
+                pending, cache = (
+                    torch.full_like(pending, torch.nan),
+                    torch.full_like(cache, torch.nan),
+                )
+            weights = (
+                g.bf16(channels * d, hidden),
+                g.bf16(channels * d, hidden),
+                g.f32(m, channels * d),
+            )
             slots = torch.arange(batch).flip(0)
             positions, num_new = (torch.tensor(v) for v in zip(*rows, strict=True))
             x = g.x(batch, tokens, hidden)
-            return x, *weights, g.bf16(d), g.freqs(64), pending, cache, slots, positions, num_new, 1e-6
+            return (
+                x,
+                *weights,
+                g.bf16(d),
+                g.freqs(64),
+                pending,
+                cache,
+                slots,
+                positions,
+                num_new,
+                1e-6,
+            )
 
         return Case(name, make)
 

@@ -79,7 +79,9 @@ class OpDef:
     def function(self, attributes: Mapping[str, Any], options: BodyOptions) -> ir.Function:
         """The ONNX function of this op, specialised to one set of attribute values."""
         body = Body(options)
-        args = [body.input(name, self._dtype(kind, name, options)) for name, kind in self.inputs.items()]
+        args = [
+            body.input(name, self._dtype(kind, name, options)) for name, kind in self.inputs.items()
+        ]
         made = self.body(*args, **attributes)
         outs = made if isinstance(made, tuple) else (made,)
         results = [body.op("Identity", out, dtype=out.dtype) for out in outs]
@@ -99,7 +101,12 @@ class OpDef:
     def _dtype(self, kind: str, name: str, options: BodyOptions) -> ir.DataType:
         if kind == BOUNDARY:
             return BF16 if options.official else FLOAT
-        if kind == BYTES and name.endswith("scale") and options.float_scales and name != "experts_scale4":
+        if (
+            kind == BYTES
+            and name.endswith("scale")
+            and options.float_scales
+            and name != "experts_scale4"
+        ):
             return FLOAT
         return _IR_DTYPE[kind]
 

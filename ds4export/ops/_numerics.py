@@ -43,7 +43,9 @@ def e4m3_from_bytes(weight: Tensor) -> Tensor:
 
 def dequantise_fp8(weight: Tensor, scale: Tensor) -> Tensor:
     """e4m3 bytes [O, I], tile scales [ceil(O/128), ceil(I/128)] -> float32 [O, I]."""
-    full = e8m0_from_bytes(scale).repeat_interleave(WEIGHT_TILE, 0).repeat_interleave(WEIGHT_TILE, 1)
+    full = (
+        e8m0_from_bytes(scale).repeat_interleave(WEIGHT_TILE, 0).repeat_interleave(WEIGHT_TILE, 1)
+    )
     return e4m3_from_bytes(weight) * full[: weight.shape[0], : weight.shape[1]]
 
 

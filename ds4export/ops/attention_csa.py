@@ -49,19 +49,32 @@ def body(q: T, kv: T, ring: T, entries: T, chosen: T, *tail: T, window: int) -> 
 
     per_query = slots.size(0) * q.size(3) * chosen.size(2)
     return body_attend(
-        q, kv, ring, *tail, window=window, compressed=compressed, blocked=(chosen,), gathered=per_query
+        q,
+        kv,
+        ring,
+        *tail,
+        window=window,
+        compressed=compressed,
+        blocked=(chosen,),
+        gathered=per_query,
     )
 
 
-def _case(name: str, tokens: int, rows: list[tuple[int, int]], k: int = 8, *, none: bool = False) -> Case:
+def _case(
+    name: str, tokens: int, rows: list[tuple[int, int]], k: int = 8, *, none: bool = False
+) -> Case:
     def make(g: Gen) -> tuple[object, ...]:
         head, tail = case_inputs(g, rows, tokens, 3, 64, 16, 0, False)
         batch = len(rows)
         entries = g.state(batch + 1, 60, 64)
         entries[:, 50:] = torch.nan
-        chosen = torch.stack([torch.randperm(50, generator=_generator(g))[:k] for _ in range(batch * tokens)])
+        chosen = torch.stack(
+            [torch.randperm(50, generator=_generator(g))[:k] for _ in range(batch * tokens)]
+        )
         chosen = chosen.unflatten(0, (batch, tokens))
-        chosen[..., k // 2 :] = torch.where(g.integers((batch, tokens, k - k // 2), 0, 2) > 0, chosen[..., k // 2 :], -1)
+        chosen[..., k // 2 :] = torch.where(
+            g.integers((batch, tokens, k - k // 2), 0, 2) > 0, chosen[..., k // 2 :], -1
+        )
         if none:
             chosen[:] = -1
         return *head, entries, chosen, *tail, 16
@@ -77,13 +90,22 @@ OP = OpDef(
     name="attention_csa",
     schema="(Tensor q, Tensor kv, Tensor ring, Tensor entries, Tensor chosen, Tensor sink, Tensor freqs, Tensor slots, "
     "Tensor positions, Tensor num_new, int window) -> (Tensor, Tensor)",
-    inputs={"q": BOUNDARY, "kv": BOUNDARY, "ring": BOUNDARY, "entries": BOUNDARY, "chosen": INTS, **TAIL},
+    inputs={
+        "q": BOUNDARY,
+        "kv": BOUNDARY,
+        "ring": BOUNDARY,
+        "entries": BOUNDARY,
+        "chosen": INTS,
+        **TAIL,
+    },
     outputs=OUTPUTS,
     aliases=ALIASES,
     reference=reference,
     fake=fake,
     body=body,
-    tolerance=Tolerance(5e-6, 3e-3, 3e-2, "float32 sums in another order may move P or o to the next bf16 value"),
+    tolerance=Tolerance(
+        5e-6, 3e-3, 3e-2, "float32 sums in another order may move P or o to the next bf16 value"
+    ),
     cases=(
         _case("decode", 1, [(100, 1), (7, 1)]),
         _case("no entry chosen", 3, [(0, 3)], none=True),

@@ -49,7 +49,9 @@ def body(q: T, kv: T, ring: T, entries: T, *tail: T, window: int, ratio: int) ->
     j = b.arange(most)
     rows = load(gather_pool(entries, slots, j.unsqueeze(0).expand(slots.size(0), most)))
     exists = j.unsqueeze(0) < own.unsqueeze(1)
-    rows = b.where(exists.unsqueeze(2), rows, 0.0).unsqueeze(1)  # [B, 1, n, d], shared by the queries
+    rows = b.where(exists.unsqueeze(2), rows, 0.0).unsqueeze(
+        1
+    )  # [B, 1, n, d], shared by the queries
 
     def compressed(at: T) -> tuple[T, T]:
         return rows, (j + 1) * ratio <= at.unsqueeze(2) + 1
@@ -82,7 +84,9 @@ OP = OpDef(
     reference=reference,
     fake=fake,
     body=body,
-    tolerance=Tolerance(5e-6, 3e-3, 3e-2, "float32 sums in another order may move P or o to the next bf16 value"),
+    tolerance=Tolerance(
+        5e-6, 3e-3, 3e-2, "float32 sums in another order may move P or o to the next bf16 value"
+    ),
     cases=(
         _case("no entry yet", 3, [(0, 3)]),
         _case("decode, several list blocks", 1, [(640, 1), (7, 1)]),

@@ -31,7 +31,15 @@ def body(q: T, kv: T, ring: T, *tail: T, window: int) -> tuple[T, T]:
     return body_attend(q, kv, ring, *tail, window=window)
 
 
-def _case(name: str, tokens: int, rows: list[tuple[int, int]], *, window: int = 16, spare: int = 0, nan: bool = False) -> Case:
+def _case(
+    name: str,
+    tokens: int,
+    rows: list[tuple[int, int]],
+    *,
+    window: int = 16,
+    spare: int = 0,
+    nan: bool = False,
+) -> Case:
     def make(g: object) -> tuple[object, ...]:
         head, tail = case_inputs(g, rows, tokens, 3, 64, window, spare, nan)  # type: ignore[arg-type]
         return *head, *tail, window
@@ -49,7 +57,9 @@ OP = OpDef(
     reference=reference,
     fake=fake,
     body=body,
-    tolerance=Tolerance(5e-6, 3e-3, 3e-2, "float32 sums in another order may move P or o to the next bf16 value"),
+    tolerance=Tolerance(
+        5e-6, 3e-3, 3e-2, "float32 sums in another order may move P or o to the next bf16 value"
+    ),
     cases=(
         _case("first token, NaN-filled ring", 1, [(0, 1)], nan=True),
         _case("prefill past the window", 40, [(0, 40)], nan=True),

@@ -1,6 +1,7 @@
 """compress_csa: the main compressor of CSA layers (ratio 4, overlapping blocks).
 
-Axes: x [B, T, D], wkv and wgate bf16 [2d, D], ape float32 [4, 2d], norm bf16 [d], pending [S, R + 1, 4d] float32 with R >= 8,
+Axes: x [B, T, D], wkv and wgate bf16 [2d, D], ape float32 [4, 2d], norm bf16 [d], pending
+[S, R + 1, 4d] float32 with R >= 8,
 cache [S, C + 1, d] -> pending_out, cache_out. Official: entries take the A8(64) round trip on all but the roped dims.
 The maths stands in `_compress`. Specification sections 5, 8 and 11 row 8.
 """
@@ -13,7 +14,16 @@ from torch import Tensor
 
 from ds4export.ops._body import T
 from ds4export.ops._body_numerics import rounded_nope as body_rounded_nope
-from ds4export.ops._compress import ALIASES, INPUTS, OUTPUTS, SCHEMA, body_compress, cases, compress, fake
+from ds4export.ops._compress import (
+    ALIASES,
+    INPUTS,
+    OUTPUTS,
+    SCHEMA,
+    body_compress,
+    cases,
+    compress,
+    fake,
+)
 from ds4export.ops._define import OpDef, Tolerance
 from ds4export.ops._numerics import rounded_nope
 
@@ -25,7 +35,9 @@ def reference(x: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
 
 def body(x: T, *args: T, eps: float) -> tuple[T, T]:
     freqs = args[4]
-    return body_compress(x, *args, eps=eps, overlap=True, finish=lambda e: body_rounded_nope(e, freqs))
+    return body_compress(
+        x, *args, eps=eps, overlap=True, finish=lambda e: body_rounded_nope(e, freqs)
+    )
 
 
 OP = OpDef(
@@ -37,6 +49,11 @@ OP = OpDef(
     reference=reference,
     fake=fake,
     body=body,
-    tolerance=Tolerance(5e-6, 3e-3, 3e-2, "a bf16 rounding apart may move a value to the next e4m3 code, an eighth of it"),
+    tolerance=Tolerance(
+        5e-6,
+        3e-3,
+        3e-2,
+        "a bf16 rounding apart may move a value to the next e4m3 code, an eighth of it",
+    ),
     cases=cases(4, 2),
 )

@@ -53,6 +53,8 @@ OP = OpDef(
     reference=reference,
     fake=fake,
     body=body,
-    tolerance=Tolerance(2e-6, 3e-4, 8e-3, "float32 sums in another order; one bf16 ulp where they round apart"),
+    tolerance=Tolerance(
+        2e-6, 3e-4, 8e-3, "float32 sums in another order; one bf16 ulp where they round apart"
+    ),
     cases=(_case(1, 1, 2, 64, 256), _case(2, 3, 4, 33, 72), _case(1, 2, 1, 16, 128)),
 )

@@ -24,7 +24,14 @@ from ds4export.ops.hc_pre import body_mixes, mixes
 
 
 def reference(
-    x: Tensor, fn: Tensor, base: Tensor, scale: Tensor, norm: Tensor, rows: Tensor, hc_eps: float, rms_eps: float
+    x: Tensor,
+    fn: Tensor,
+    base: Tensor,
+    scale: Tensor,
+    norm: Tensor,
+    rows: Tensor,
+    hc_eps: float,
+    rms_eps: float,
 ) -> Tensor:
     x = x[torch.arange(len(x))[:, None], rows.clamp_min(0)]  # [B, R, N, D]
     weight = torch.sigmoid(mixes(x, fn, rms_eps) * scale[0] + base) + hc_eps
@@ -32,7 +39,9 @@ def reference(
     return stored(rms(h, norm, rms_eps), x)
 
 
-def fake(x: Tensor, fn: Tensor, base: Tensor, scale: Tensor, norm: Tensor, rows: Tensor, *_: object) -> Tensor:
+def fake(
+    x: Tensor, fn: Tensor, base: Tensor, scale: Tensor, norm: Tensor, rows: Tensor, *_: object
+) -> Tensor:
     return new(x, *rows.shape, x.shape[3])
 
 
@@ -63,6 +72,8 @@ OP = OpDef(
     reference=reference,
     fake=fake,
     body=body,
-    tolerance=Tolerance(2e-6, 3e-4, 8e-3, "float32 sums in another order; one bf16 ulp where they round apart"),
+    tolerance=Tolerance(
+        2e-6, 3e-4, 8e-3, "float32 sums in another order; one bf16 ulp where they round apart"
+    ),
     cases=(_case(1, 1, 32, 1), _case(2, 5, 48, 3)),
 )

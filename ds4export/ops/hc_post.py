@@ -48,6 +48,8 @@ OP = OpDef(
     reference=reference,
     fake=fake,
     body=body,
-    tolerance=Tolerance(1e-6, 3e-4, 8e-3, "four products in another order; one bf16 ulp where they round apart"),
+    tolerance=Tolerance(
+        1e-6, 3e-4, 8e-3, "four products in another order; one bf16 ulp where they round apart"
+    ),
     cases=(_case(1, 1, 32), _case(2, 5, 33), _case(3, 1, 7, 2)),
 )

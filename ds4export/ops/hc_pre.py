@@ -61,9 +61,15 @@ def reference(
     return stored(rms(a, norm, rms_eps), x), post, sinkhorn(c, iterations, hc_eps)
 
 
-def fake(x: Tensor, fn: Tensor, base: Tensor, scale: Tensor, norm: Tensor, *_: object) -> tuple[Tensor, ...]:
+def fake(
+    x: Tensor, fn: Tensor, base: Tensor, scale: Tensor, norm: Tensor, *_: object
+) -> tuple[Tensor, ...]:
     b, t, n, d = x.shape
-    return new(x, b, t, d), new(x, b, t, n, dtype=torch.float32), new(x, b, t, n, n, dtype=torch.float32)
+    return (
+        new(x, b, t, d),
+        new(x, b, t, n, dtype=torch.float32),
+        new(x, b, t, n, n, dtype=torch.float32),
+    )
 
 
 def body_mixes(x: T, fn: T, rms_eps: float) -> T:
@@ -113,6 +119,11 @@ OP = OpDef(
     reference=reference,
     fake=fake,
     body=body,
-    tolerance=Tolerance(2e-6, 3e-4, 8e-3, "float32 sums in another order; one bf16 ulp (2^-8) where they round apart"),
+    tolerance=Tolerance(
+        2e-6,
+        3e-4,
+        8e-3,
+        "float32 sums in another order; one bf16 ulp (2^-8) where they round apart",
+    ),
     cases=(_case(1, 1, 32, 0.1), _case(2, 5, 48, 0.1), _case(1, 3, 64, 1.0), _case(2, 2, 16, 0.0)),
 )

@@ -52,6 +52,11 @@ OP = OpDef(
     reference=reference,
     fake=fake,
     body=body,
-    tolerance=Tolerance(2e-6, 1e-2, 0.3, "a bf16 rounding apart may move a value to the next FP4 code, up to a third of it"),
+    tolerance=Tolerance(
+        2e-6,
+        1e-2,
+        0.3,
+        "a bf16 rounding apart may move a value to the next FP4 code, up to a third of it",
+    ),
     cases=(_case(1, 1, 4, 128, 64, 0), _case(2, 5, 3, 32, 16, 7)),
 )

@@ -35,15 +35,26 @@ def scores(q_THd: Tensor, weights_TH: Tensor, keys_jd: Tensor) -> Tensor:
 
 
 def reference(
-    q: Tensor, weights: Tensor, keys: Tensor, slots: Tensor, positions: Tensor, num_new: Tensor, k: int, ratio: int
+    q: Tensor,
+    weights: Tensor,
+    keys: Tensor,
+    slots: Tensor,
+    positions: Tensor,
+    num_new: Tensor,
+    k: int,
+    ratio: int,
 ) -> Tensor:
     chosen = torch.full((*q.shape[:2], k), -1)
-    for b, (slot, p, n) in enumerate(zip(slots.tolist(), positions.tolist(), num_new.tolist(), strict=True)):
+    for b, (slot, p, n) in enumerate(
+        zip(slots.tolist(), positions.tolist(), num_new.tolist(), strict=True)
+    ):
         j = torch.arange((p + n) // ratio)
         score = scores(q[b, :n], weights[b, :n], keys[slot, : len(j)])
         visible = (j + 1) * ratio <= torch.arange(p, p + n)[:, None] + 1
         score = torch.where(visible, score, -torch.inf)
-        order = torch.sort(score, dim=-1, descending=True, stable=True).indices[:, :k]  # stable: lower j first
+        order = torch.sort(score, dim=-1, descending=True, stable=True).indices[
+            :, :k
+        ]  # stable: lower j first
         chosen[b, :n, : order.shape[1]] = torch.where(visible.gather(1, order), order, -1)
     return chosen
 
@@ -52,9 +63,7 @@ def fake(q: Tensor, *args: Tensor | int) -> Tensor:
     return q.new_empty((*q.shape[:2], args[5]), dtype=torch.int64)  # type: ignore[arg-type]
 
 
-def body(
-    q: T, weights: T, keys: T, slots: T, positions: T, num_new: T, *, k: int, ratio: int
-) -> T:
+def body(q: T, weights: T, keys: T, slots: T, positions: T, num_new: T, *, k: int, ratio: int) -> T:
     b = q.body
     total = positions + num_new
     visible_most = b.op("ReduceMax", total // ratio, dtype=INT64, keepdims=0).reshape(1)
@@ -82,7 +91,9 @@ def body(
     return in_query_blocks(query_positions(q, positions), (load(q), w), block, one_block)
 
 
-def _case(name: str, rows: list[tuple[int, int]], tokens: int, k: int = 8, *, ties: bool = False) -> Case:
+def _case(
+    name: str, rows: list[tuple[int, int]], tokens: int, k: int = 8, *, ties: bool = False
+) -> Case:
     def make(g: Gen) -> tuple[object, ...]:
         batch, heads, d = len(rows), 5, 32
         q, keys = g.x(batch, tokens, heads, d), g.state(batch + 1, 70, d)
@@ -117,7 +128,10 @@ OP = OpDef(
     fake=fake,
     body=body,
     tolerance=Tolerance(
-        0.0, 0.0, 0.0, "sets are equal; a choice may differ only where scores are equal or one bf16 ulp apart"
+        0.0,
+        0.0,
+        0.0,
+        "sets are equal; a choice may differ only where scores are equal or one bf16 ulp apart",
     ),
     cases=(
         _case("nothing visible", [(0, 3)], 3),

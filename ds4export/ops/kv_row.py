@@ -52,6 +52,11 @@ OP = OpDef(
     reference=reference,
     fake=fake,
     body=body,
-    tolerance=Tolerance(2e-6, 3e-3, 3e-2, "a bf16 rounding apart may move a value to the next e4m3 code, an eighth of it"),
+    tolerance=Tolerance(
+        2e-6,
+        3e-3,
+        3e-2,
+        "a bf16 rounding apart may move a value to the next e4m3 code, an eighth of it",
+    ),
     cases=(_case(1, 1, 128, 64, 0), _case(2, 5, 192, 64, 3), _case(1, 3, 80, 16, 1_048_000)),
 )

@@ -37,6 +37,8 @@ OP = OpDef(
     reference=reference,
     fake=fake,
     body=body,
-    tolerance=Tolerance(2e-6, 3e-4, 8e-3, "float32 sums in another order; one bf16 ulp where they round apart"),
+    tolerance=Tolerance(
+        2e-6, 3e-4, 8e-3, "float32 sums in another order; one bf16 ulp where they round apart"
+    ),
     cases=(_case((1, 1, 32), 8), _case((2, 5, 33), 16)),
 )

@@ -48,7 +48,9 @@ OP = OpDef(
     reference=reference,
     fake=fake,
     body=body,
-    tolerance=Tolerance(2e-6, 3e-3, 3e-2, "float32 sums in another order; one bf16 ulp where they round apart"),
+    tolerance=Tolerance(
+        2e-6, 3e-3, 3e-2, "float32 sums in another order; one bf16 ulp where they round apart"
+    ),
     cases=(
         _case("one tile", (1, 1, 128), 128),
         _case("ragged tiles", (2, 3, 200), 130),

@@ -30,7 +30,9 @@ from ds4export.ops._numerics import (
 )
 
 
-def expert_matrix(weight: Tensor, scale: Tensor, rows: int, columns: int, weight_format: str) -> Tensor:
+def expert_matrix(
+    weight: Tensor, scale: Tensor, rows: int, columns: int, weight_format: str
+) -> Tensor:
     """One stored matrix as float32 [rows, columns]."""
     if weight_format == "fp4":
         return dequantise_fp4(weight.reshape(rows, -1), scale.reshape(rows, -1))
@@ -99,12 +101,16 @@ def body(
     w = weights.reshape(-1, k)
     count = expert_rows.size(0)
     hit = chosen.unsqueeze(0).equals(b.arange(count).unsqueeze(1).unsqueeze(2)).cast(INT64)
-    used = b.op("NonZero", hit.max(2, keepdims=False).max(1, keepdims=False), dtype=INT64).squeeze(0)
+    used = b.op("NonZero", hit.max(2, keepdims=False).max(1, keepdims=False), dtype=INT64).squeeze(
+        0
+    )
     per_byte = 2 if weight_format == "fp4" else 1
     inner = experts_weight.size(2) * per_byte // d
 
     def matrix(row: T, m: int, rows: T, columns: T) -> T:
-        weight, scale = (run.gather(row).gather(b.ints(m)) for run in (experts_weight, experts_scale))
+        weight, scale = (
+            run.gather(row).gather(b.ints(m)) for run in (experts_weight, experts_scale)
+        )
         if weight_format == "fp4":
             return body_numerics.dequantise_fp4(weight, scale, columns)
         tiles = scale.reshape((rows + 127) // b.ints(128), -1)
@@ -114,7 +120,9 @@ def body(
         (out,) = carried
         e = used.gather(i.reshape(1))
         row = expert_rows.gather(e).squeeze(0)
-        place = b.op("NonZero", chosen.equals(e), dtype=INT64).transpose(1, 0)  # [h, (token, place)]
+        place = b.op("NonZero", chosen.equals(e), dtype=INT64).transpose(
+            1, 0
+        )  # [h, (token, place)]
         token = place.slice(1, 0, 1)
         xe = xq.gather(token.squeeze(1))
         we = b.op("GatherND", w, place, dtype=FLOAT).unsqueeze(1)
@@ -131,7 +139,14 @@ def body(
 
 
 def _case(
-    name: str, rows: list[int], tokens: int, *, experts: int = 12, begin: int = 0, fmt: str = "fp4", spread: int = 0
+    name: str,
+    rows: list[int],
+    tokens: int,
+    *,
+    experts: int = 12,
+    begin: int = 0,
+    fmt: str = "fp4",
+    spread: int = 0,
 ) -> Case:
     def make(g: Gen) -> tuple[object, ...]:
         batch, hidden, inner, k = len(rows), 160, 96, 3
@@ -154,8 +169,8 @@ def _case(
 
 OP = OpDef(
     name="moe",
-    schema="(Tensor x, Tensor weights, Tensor indices, Tensor experts_weight, Tensor experts_scale, Tensor expert_rows, "
-    "Tensor num_new, float limit, int expert_begin, str weight_format) -> Tensor",
+    schema="(Tensor x, Tensor weights, Tensor indices, Tensor experts_weight, Tensor experts_scale, "
+    "Tensor expert_rows, Tensor num_new, float limit, int expert_begin, str weight_format) -> Tensor",
     inputs={
         "x": BOUNDARY,
         "weights": F32,
@@ -170,7 +185,10 @@ OP = OpDef(
     fake=fake,
     body=body,
     tolerance=Tolerance(
-        3e-6, 3e-3, 3e-2, "float32 sums in another order; a flipped bf16 rounding may move an activation's e4m3 code"
+        3e-6,
+        3e-3,
+        3e-2,
+        "float32 sums in another order; a flipped bf16 rounding may move an activation's e4m3 code",
     ),
     cases=(
         _case("decode", [1], 1),

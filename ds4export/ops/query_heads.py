@@ -65,6 +65,11 @@ OP = OpDef(
     reference=reference,
     fake=fake,
     body=body,
-    tolerance=Tolerance(2e-6, 3e-3, 2e-2, "sine and cosine differ by an ulp; every bf16 step of the norm may round apart"),
+    tolerance=Tolerance(
+        2e-6,
+        3e-3,
+        2e-2,
+        "sine and cosine differ by an ulp; every bf16 step of the norm may round apart",
+    ),
     cases=(_case(1, 1, 4, 128, 64, 0), _case(2, 5, 3, 48, 16, 7), _case(1, 2, 2, 72, 8, 1_048_000)),
 )

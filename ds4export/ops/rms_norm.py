@@ -43,6 +43,8 @@ OP = OpDef(
     reference=reference,
     fake=fake,
     body=body,
-    tolerance=Tolerance(1e-6, 3e-4, 8e-3, "float32 mean in another order; one bf16 ulp where they round apart"),
+    tolerance=Tolerance(
+        1e-6, 3e-4, 8e-3, "float32 mean in another order; one bf16 ulp where they round apart"
+    ),
     cases=(_case(1, 1, 32), _case(2, 5, 48), _case(2, 3, 4, 16), Case("eps-matters", _tiny)),
 )

@@ -13,15 +13,26 @@ from torch import Tensor
 from ds4export.ops._body import T
 from ds4export.ops._cases import Gen
 from ds4export.ops._define import BOUNDARY, INTS, WEIGHT, Case, OpDef, Tolerance
-from ds4export.ops._route import OUTPUTS, body_normalised, body_scores, fake_route, normalised, scores
+from ds4export.ops._route import (
+    OUTPUTS,
+    body_normalised,
+    body_scores,
+    fake_route,
+    normalised,
+    scores,
+)
 
 
-def reference(x: Tensor, gate: Tensor, ids: Tensor, table: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+def reference(
+    x: Tensor, gate: Tensor, ids: Tensor, table: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
     indices = table[ids]
     return normalised(scores(x, gate), indices, scale), indices
 
 
-def fake(x: Tensor, gate: Tensor, ids: Tensor, table: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+def fake(
+    x: Tensor, gate: Tensor, ids: Tensor, table: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
     return fake_route(x, table.shape[1])
 
 

@@ -14,12 +14,21 @@ from torch import Tensor
 from ds4export.ops._body import FLOAT, INT64, T
 from ds4export.ops._cases import Gen
 from ds4export.ops._define import BOUNDARY, F32, WEIGHT, Case, OpDef, Tolerance
-from ds4export.ops._route import OUTPUTS, body_normalised, body_scores, fake_route, normalised, scores
+from ds4export.ops._route import (
+    OUTPUTS,
+    body_normalised,
+    body_scores,
+    fake_route,
+    normalised,
+    scores,
+)
 
 
 def reference(x: Tensor, gate: Tensor, bias: Tensor, k: int, scale: float) -> tuple[Tensor, Tensor]:
     s = scores(x, gate)
-    indices = torch.sort(s + bias, dim=-1, descending=True, stable=True).indices[..., :k]  # stable: lowest first
+    indices = torch.sort(s + bias, dim=-1, descending=True, stable=True).indices[
+        ..., :k
+    ]  # stable: lowest first
     return normalised(s, indices, scale), indices
 
 
@@ -33,7 +42,9 @@ def body(x: T, gate: T, bias: T, *, k: int, scale: float) -> tuple[T, T]:
     return body_normalised(s, indices, scale), indices
 
 
-def _case(batch: int, tokens: int, experts: int, k: int, *, equal: bool = False, gain: float = 1.0) -> Case:
+def _case(
+    batch: int, tokens: int, experts: int, k: int, *, equal: bool = False, gain: float = 1.0
+) -> Case:
     def make(g: Gen) -> tuple[object, ...]:
         gate, bias = g.bf16(experts, 24), g.f32(experts) * 0.1
         if equal:
@@ -51,6 +62,16 @@ OP = OpDef(
     reference=reference,
     fake=fake,
     body=body,
-    tolerance=Tolerance(2e-6, 2e-6, 1e-5, "float32 sums in another order; indices equal unless scores are within 1e-6"),
-    cases=(_case(1, 1, 8, 2), _case(2, 5, 11, 6), _case(1, 3, 8, 3, equal=True), _case(1, 4, 8, 2, gain=40.0)),
+    tolerance=Tolerance(
+        2e-6,
+        2e-6,
+        1e-5,
+        "float32 sums in another order; indices equal unless scores are within 1e-6",
+    ),
+    cases=(
+        _case(1, 1, 8, 2),
+        _case(2, 5, 11, 6),
+        _case(1, 3, 8, 3, equal=True),
+        _case(1, 4, 8, 2, gain=40.0),
+    ),
 )

@@ -18,10 +18,19 @@ from ds4export.ops._numerics import dequantise_fp8, quantised_activation, rounde
 
 
 def reference(
-    x: Tensor, w1: Tensor, w1_scale: Tensor, w2: Tensor, w2_scale: Tensor, w3: Tensor, w3_scale: Tensor, limit: float
+    x: Tensor,
+    w1: Tensor,
+    w1_scale: Tensor,
+    w2: Tensor,
+    w2_scale: Tensor,
+    w3: Tensor,
+    w3_scale: Tensor,
+    limit: float,
 ) -> Tensor:
     xq = quantised_activation(x)
-    gate, up = (rounded(xq @ dequantise_fp8(w, s).T, x) for w, s in ((w1, w1_scale), (w3, w3_scale)))
+    gate, up = (
+        rounded(xq @ dequantise_fp8(w, s).T, x) for w, s in ((w1, w1_scale), (w3, w3_scale))
+    )
     h = stored(swiglu(gate, up, limit), x)
     return stored(quantised_activation(h) @ dequantise_fp8(w2, w2_scale).T, x)
 
@@ -51,8 +60,8 @@ def _case(batch: int, tokens: int, hidden: int, inner: int) -> Case:
 
 OP = OpDef(
     name="shared_expert",
-    schema="(Tensor x, Tensor w1, Tensor w1_scale, Tensor w2, Tensor w2_scale, Tensor w3, Tensor w3_scale, float limit) "
-    "-> Tensor",
+    schema="(Tensor x, Tensor w1, Tensor w1_scale, Tensor w2, Tensor w2_scale, Tensor w3, Tensor w3_scale, "
+    "float limit) -> Tensor",
     inputs={
         "x": BOUNDARY,
         "w1": BYTES,
@@ -67,7 +76,10 @@ OP = OpDef(
     fake=fake,
     body=body,
     tolerance=Tolerance(
-        3e-6, 3e-3, 3e-2, "float32 sums in another order; a flipped bf16 rounding may move an activation's e4m3 code"
+        3e-6,
+        3e-3,
+        3e-2,
+        "float32 sums in another order; a flipped bf16 rounding may move an activation's e4m3 code",
     ),
     cases=(_case(1, 1, 128, 128), _case(2, 3, 160, 96)),
 )

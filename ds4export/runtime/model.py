@@ -1,0 +1,239 @@
+"""`open_artefact`: the Python interface of the runtime.
+
+with open_artefact("out/nano") as model:
+    for piece in model.stream("In the beginning", max_new_tokens=40):
+        print(piece, end="")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import ArrayLike
+from tokenizers import Tokenizer
+
+from ds4export.artefact import Artefact, open_artefact_folder
+from ds4export.errors import ArtefactError, CapacityError, RuntimeInputError
+from ds4export.runtime.onnx_runner import OnnxRunner
+from ds4export.runtime.runner import Runner, StepInputs, StepResult
+from ds4export.runtime.sampler import Sampler, Sampling
+
+PREFILL_CHUNK = 256
+
+
+class Model:
+    """An artefact with its weights mapped and its caches allocated."""
+
+    def __init__(self, artefact: Artefact, runner: Runner) -> None:
+        self.artefact, self.runner = artefact, runner
+        self._free = list(range(runner.limits.num_slots))
+        self._tokenizer: Tokenizer | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release sessions, maps and caches."""
+        self.runner.close()
+
+    def step(
+        self,
+        ids: ArrayLike,
+        *,
+        slots: ArrayLike,
+        positions: ArrayLike,
+        num_new: ArrayLike | None = None,
+        logit_rows: ArrayLike | None = None,
+    ) -> StepResult:
+        """Run one chunk for several sequences; see `StepInputs` for shapes and errors."""
+        inputs = StepInputs.checked(
+            self.runner.limits,
+            ids,
+            slots=slots,
+            positions=positions,
+            num_new=num_new,
+            logit_rows=logit_rows,
+        )
+        return self.runner.step(inputs)
+
+    def sequence(self) -> LiveSequence:
+        """A new sequence in a free slot.
+
+        Raises:
+            CapacityError: all slots are taken.
+        """
+        if not self._free:
+            raise CapacityError(
+                "all slots are taken",
+                found=self.runner.limits.num_slots,
+                hint="close a sequence, or open more slots",
+            )
+        return LiveSequence(self, self._free.pop(0))
+
+    def release(self, slot: int) -> None:
+        """Give a slot back; its next sequence starts at position 0 and never reads what is left there."""
+        self._free.insert(0, slot)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The checkpoint's tokenizer.
+
+        Raises:
+            ArtefactError: the checkpoint came without one.
+        """
+        if self._tokenizer is None:
+            path = self.artefact.path / "tokenizer.json"
+            if not path.is_file():
+                raise ArtefactError(
+                    "the artefact has no tokenizer",
+                    where=path,
+                    expected="tokenizer.json beside the checkpoint when it was exported",
+                    hint="use token ids (`score`), or export a checkpoint that has a tokenizer",
+                )
+            try:
+                self._tokenizer = Tokenizer.from_file(str(path))
+            except Exception as cause:  # the library raises bare Exception
+                raise ArtefactError(
+                    "the tokenizer cannot be read", where=path, found=str(cause)
+                ) from None
+        return self._tokenizer
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, BOS first."""
+        bos = self.artefact.manifest.config.bos_token_id
+        ids = list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+        return ids if ids[:1] == [bos] else [bos, *ids]
+
+    def stream_ids(
+        self, prompt: Sequence[int], *, max_new_tokens: int, sampling: Sampling | None = None
+    ) -> Iterator[int]:
+        """Ids one by one, until EOS (not yielded), max_new_tokens or the end of the cache."""
+        limits = self.runner.limits
+        if not prompt:
+            raise RuntimeInputError("the prompt is empty", expected="at least one token")
+        if len(prompt) > limits.max_context:
+            raise CapacityError(
+                "the prompt does not fit the cache",
+                found=f"{len(prompt)} tokens",
+                expected=f"at most {limits.max_context} (max_context)",
+                hint="open the artefact with a larger max_context, or shorten the prompt",
+            )
+        sampler, eos = Sampler(sampling or Sampling()), self.artefact.manifest.config.eos_token_id
+        with self.sequence() as sequence:
+            logits = sequence.append(prompt)
+            for _ in range(max_new_tokens):
+                token = sampler.choose(logits)
+                if token == eos:
+                    return
+                yield token
+                if sequence.position == limits.max_context:
+                    return
+                logits = sequence.append([token])
+
+    def stream(
+        self, prompt: str, *, max_new_tokens: int, sampling: Sampling | None = None
+    ) -> Iterator[str]:
+        """Pieces of text; bytes of a character that is not complete yet are held back."""
+        ids: list[int] = []
+        shown = ""
+        for token in self.stream_ids(
+            self.encode(prompt), max_new_tokens=max_new_tokens, sampling=sampling
+        ):
+            ids.append(token)
+            text = self.tokenizer.decode(ids)
+            if not text.endswith("\ufffd"):
+                yield text[len(shown) :]
+                shown = text
+        rest = self.tokenizer.decode(ids)[len(shown) :]
+        if rest:
+            yield rest
+
+    def generate(
+        self, prompt: str, *, max_new_tokens: int, sampling: Sampling | None = None
+    ) -> str:
+        """The whole continuation of a prompt."""
+        return "".join(self.stream(prompt, max_new_tokens=max_new_tokens, sampling=sampling))
+
+
+class LiveSequence:
+    """One sequence: a slot and a position."""
+
+    def __init__(self, model: Model, slot: int) -> None:
+        self.model, self.slot, self.position = model, slot, 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.model.release(self.slot)
+
+    def append(self, ids: Sequence[int]) -> np.ndarray:
+        """Process more tokens; returns the logits [V] after the last one."""
+        result = None
+        for at in range(0, len(ids), PREFILL_CHUNK):
+            chunk = [list(ids[at : at + PREFILL_CHUNK])]
+            result = self.model.step(chunk, slots=[self.slot], positions=[self.position])
+            self.position += len(chunk[0])
+        if result is None or result.logits is None:
+            raise RuntimeInputError(
+                "there are no logits to choose a token from",
+                found="no tokens" if result is None else "a range of layers without the head",
+                expected="at least one token, and an artefact that ends with the last layer",
+            )
+        return result.logits[0, -1]
+
+
+def open_artefact(
+    path: str | Path,
+    *,
+    checkpoint: str | Path | None = None,
+    num_slots: int | None = None,
+    max_context: int | None = None,
+    threads: int = 0,
+) -> Model:
+    """Open an artefact for running on ONNX Runtime's CPU provider.
+
+    Args:
+        path: the folder that `ds4export export` wrote.
+        checkpoint: where the checkpoint is now, if it has moved.
+        num_slots: sequences held at once; the manifest's max_batch by default.
+        max_context: tokens per sequence; the manifest's by default.
+        threads: 0 lets ONNX Runtime choose.
+
+    Raises:
+        ArtefactError: the folder or its checkpoint is not what was exported.
+    """
+    artefact = open_artefact_folder(
+        Path(path), Path(checkpoint) if checkpoint is not None else None
+    )
+    manifest = artefact.manifest
+    context = manifest.max_context if max_context is None else max_context
+    if not 1 <= context <= manifest.config.max_position_embeddings:
+        raise RuntimeInputError(
+            "max_context is out of range",
+            found=context,
+            expected=f"1 to {manifest.config.max_position_embeddings} (max_position_embeddings)",
+        )
+    slots = manifest.max_batch if num_slots is None else num_slots
+    if slots < 1:
+        raise RuntimeInputError("num_slots is out of range", found=slots, expected="1 or more")
+    return Model(
+        artefact, OnnxRunner(artefact, num_slots=slots, max_context=context, threads=threads)
+    )
