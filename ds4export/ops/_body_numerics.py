@@ -7,6 +7,7 @@ dtype of an op's boundary (bfloat16 in official numerics) is met by `load` and `
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -19,6 +20,10 @@ from ds4export.ops._numerics import (
     KV_BLOCK,
     WEIGHT_TILE,
 )
+
+BLOCK_ELEMENTS = (
+    1 << 20
+)  # float32 values of a weight that are decoded at once: 4 MB, a second-level cache
 
 
 def e4m3_value(code: int) -> float:
@@ -63,24 +68,89 @@ def scale_values(scale: T) -> T:
     return scale if scale.body.options.float_scales else from_bytes(scale, E8M0_VALUES)
 
 
-def dequantise_fp8(weight: T, scale: T) -> T:
-    """weight INT8 [O, I], scale [o, i] of 128×128 tiles -> float32 [O, I]."""
-    wide = scale_values(scale).unsqueeze(1, 3).expand(1, WEIGHT_TILE, 1, WEIGHT_TILE)
-    tile = weight.body.ints(WEIGHT_TILE)
-    full = wide.reshape(scale.size(0) * tile, scale.size(1) * tile)
-    b = weight.body
-    zero, axes = b.ints(0, 0), b.ints(0, 1)
-    full = b.op("Slice", full, zero, weight.size_all(), axes, dtype=FLOAT)
-    return from_bytes(weight, E4M3_VALUES) * full
+def fp8_rows(weight: T, scales: T, start: T, end: T) -> T:
+    """Rows start..end of e4m3 bytes [O, I] times tile scales (float32 [o, i]) -> float32 [end - start, i · 128].
+
+    Columns beyond I are zero: a ragged last tile is padded, and so must be what it is multiplied with.
+    """
+    b, wide = weight.body, scales.size(1) * WEIGHT_TILE
+    values = from_bytes(_padded_to(weight.slice(0, start, end), 1, wide), E4M3_VALUES)
+    tile_row = (b.arange(end - start) + start) // WEIGHT_TILE
+    s = scales.gather(tile_row).unsqueeze(2)  # [rows, i, 1]
+    return (values.reshape(0, -1, WEIGHT_TILE) * s).reshape(-1, wide)
 
 
-def dequantise_fp4(weight: T, scale: T, columns: T) -> T:
-    """weight INT8 bytes (any shape), scale bytes likewise, row-major -> float32 [rows, columns]."""
-    b = weight.body
-    pairs = np.array([[E2M1_VALUES[c & 15], E2M1_VALUES[c >> 4]] for c in range(256)], np.float32)
-    values = b.const(pairs).gather(weight.cast(INT32).reshape(-1))  # [bytes, 2]
-    blocks = values.reshape(-1, FP4_BLOCK) * from_bytes(scale, E8M0_VALUES).reshape(-1, 1)
-    return blocks.reshape(-1, columns)
+def linear_fp8(x: T, weight: T, scale: T) -> T:
+    """x float32 [n, I] · (e4m3 bytes [O, I] · tile scales)ᵀ -> float32 [n, O], decoded block by block."""
+    scales = scale_values(scale)
+    x = padded_to_tiles(x, scale)
+
+    def block(start: T, end: T) -> T:
+        return fp8_rows(weight, scales, start, end)
+
+    return _by_row_blocks(x, weight.size(0), block)
+
+
+def padded_to_tiles(x: T, scale: T) -> T:
+    """x [n, I] with zeros up to whole tiles of a weight with these scales."""
+    return _padded_to(x, 1, scale.size(1) * WEIGHT_TILE)
+
+
+def linear_fp4(x: T, weight: T, scale: T, rows: T) -> T:
+    """x float32 [n, C] · (packed e2m1 bytes [rows · C/2] with scales per 32 columns)ᵀ -> float32 [n, rows].
+
+    A byte holds an even and an odd column: the halves are decoded and multiplied apart, never interleaved.
+    """
+    b = x.body
+    packed, scales = weight.reshape(rows, -1), from_bytes(scale, E8M0_VALUES).reshape(rows, -1, 1)
+    pairs = x.reshape(-1, x.size(1) // 2, 2)
+    halves = b.concat(1, *(pairs.slice(2, i, i + 1).squeeze(2) for i in (0, 1)))  # [n, even ++ odd]
+    low, high = (tuple(E2M1_VALUES[(c >> shift) & 15] for c in range(256)) for shift in (0, 4))
+
+    def block(start: T, end: T) -> T:
+        codes, s = packed.slice(0, start, end), scales.slice(0, start, end)
+        parts = [from_bytes(codes, t).reshape(0, -1, FP4_BLOCK // 2) * s for t in (low, high)]
+        return b.concat(1, *(p.reshape(0, -1) for p in parts))
+
+    return _by_row_blocks(halves, rows, block)
+
+
+def linear_bf16(x: T, weight: T) -> T:
+    """x float32 [n, I] · bf16 weight [O, I]ᵀ -> float32 [n, O], widened block by block."""
+    return _by_row_blocks(x, weight.size(0), lambda start, end: load(weight.slice(0, start, end)))
+
+
+def _by_row_blocks(x: T, rows: T, block: Callable[[T, T], T]) -> T:
+    """x [n, K] times the rows of a matrix that `block(start, end)` yields as float32 -> [n, rows].
+
+    Blocks hold about BLOCK_ELEMENTS values; the last one is shorter, and its product is padded to be stacked.
+    """
+    b = x.body
+    height = (b.ints(BLOCK_ELEMENTS) // x.size(1)).clip(1, None)
+    height = b.op("Min", height, rows, dtype=INT64)
+    count = (rows + height - 1) // height
+
+    def step(i: T, _: tuple[T, ...]) -> tuple[tuple[T, ...], tuple[T, ...]]:
+        start = i.reshape(1) * height
+        end = b.op("Min", start + height, rows, dtype=INT64)
+        product = b.op("Gemm", block(start, end), x, dtype=FLOAT, transB=1)
+        return (), (_padded_to(product, 0, height),)
+
+    (stacked,) = b.loop(count, (), step)  # [blocks, block rows, n]
+    return stacked.reshape(-1, x.size(0)).slice(0, 0, rows).transpose(1, 0)
+
+
+def in_rows(x: T, product: Callable[[T], T], outputs: T) -> T:
+    """Apply a product on [n, I] to x [..., I] -> [..., outputs]."""
+    lead = x.body.op("Shape", x, dtype=INT64, start=0, end=-1)
+    return product(x.reshape(-1, x.size_last())).reshape(lead, outputs)
+
+
+def _padded_to(x: T, axis: int, size: T) -> T:
+    """Zeros behind x along `axis`, up to `size`."""
+    b = x.body
+    pads = b.vector(b.ints(0), size - x.size(axis))
+    return b.op("Pad", x, pads, b.scalar(0, x.dtype), b.ints(axis), dtype=x.dtype)
 
 
 def power_of_two_scale(amax: T, largest: float) -> T:

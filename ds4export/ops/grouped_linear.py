@@ -10,9 +10,15 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ds4export.ops._body import T
-from ds4export.ops._body_numerics import dequantise_fp8 as body_dequantise_fp8
-from ds4export.ops._body_numerics import load, rounded, store
+from ds4export.ops._body import FLOAT, T
+from ds4export.ops._body_numerics import (
+    fp8_rows,
+    load,
+    padded_to_tiles,
+    rounded,
+    scale_values,
+    store,
+)
 from ds4export.ops._cases import Gen
 from ds4export.ops._define import BOUNDARY, BYTES, Case, OpDef, Tolerance, new
 from ds4export.ops._numerics import dequantise_fp8, stored
@@ -30,12 +36,17 @@ def fake(x: Tensor, weight: Tensor, scale: Tensor, groups: int) -> Tensor:
 
 
 def body(x: T, weight: T, scale: T, *, groups: int) -> T:
-    b = x.body
-    w = rounded(body_dequantise_fp8(weight, scale)).reshape(groups, -1, weight.size(1))
-    # one Gemm-shaped product per group: [G, B·T, I] x [G, I, O]
-    xs = load(x).reshape(-1, groups, weight.size(1)).transpose(1, 0, 2)
-    y = b.matmul(xs, w.transpose(0, 2, 1)).transpose(1, 0, 2)
-    return store(y.reshape(x.size(0, 2), weight.size(0)))
+    b, scales, outputs = x.body, scale_values(scale), weight.size(0) // groups
+    xs = load(x).reshape(-1, groups, weight.size(1))
+
+    def one_group(g: T, _: tuple[T, ...]) -> tuple[tuple[T, ...], tuple[T, ...]]:
+        start = g.reshape(1) * outputs
+        w = rounded(fp8_rows(weight, scales, start, start + outputs))
+        inputs = padded_to_tiles(xs.gather(g, axis=1), scale)
+        return (), (b.op("Gemm", inputs, w, dtype=FLOAT, transB=1),)
+
+    (stacked,) = b.loop(b.ints(groups), (), one_group)  # [G, B·T, O]
+    return store(stacked.transpose(1, 0, 2).reshape(x.size(0, 2), weight.size(0)))
 
 
 def _case(batch: int, tokens: int, groups: int, outputs: int, inputs: int) -> Case:

@@ -8,7 +8,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from ds4export.ops._body import T
-from ds4export.ops._body_numerics import load, store
+from ds4export.ops._body_numerics import in_rows, load, store
+from ds4export.ops._body_numerics import linear_bf16 as body_linear_bf16
 from ds4export.ops._define import BOUNDARY, WEIGHT, Case, OpDef, Tolerance, new
 from ds4export.ops._numerics import stored
 
@@ -22,7 +23,8 @@ def fake(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def body(x: T, weight: T) -> T:
-    return store(x.body.matmul_t(load(x), load(weight)))
+    product = in_rows(load(x), lambda rows: body_linear_bf16(rows, weight), weight.size(0))
+    return store(product)
 
 
 def _case(shape: tuple[int, ...], outputs: int) -> Case:

@@ -13,9 +13,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from ds4export.ops._body import T
-from ds4export.ops._body_numerics import dequantise_fp8 as body_dequantise_fp8
+from ds4export.ops._body_numerics import in_rows, store
+from ds4export.ops._body_numerics import linear_fp8 as body_linear_fp8
 from ds4export.ops._body_numerics import quantised_activation as body_quantised_activation
-from ds4export.ops._body_numerics import store
 from ds4export.ops._cases import Gen
 from ds4export.ops._define import BOUNDARY, BYTES, Case, OpDef, Tolerance, new
 from ds4export.ops._numerics import dequantise_fp8, quantised_activation, stored
@@ -30,7 +30,8 @@ def fake(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
 
 
 def body(x: T, weight: T, scale: T) -> T:
-    return store(x.body.matmul_t(body_quantised_activation(x), body_dequantise_fp8(weight, scale)))
+    xq = body_quantised_activation(x)
+    return store(in_rows(xq, lambda rows: body_linear_fp8(rows, weight, scale), weight.size(0)))
 
 
 def _case(name: str, shape: tuple[int, ...], outputs: int, gain: float = 1.0) -> Case:

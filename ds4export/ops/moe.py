@@ -107,14 +107,15 @@ def body(
     per_byte = 2 if weight_format == "fp4" else 1
     inner = experts_weight.size(2) * per_byte // d
 
-    def matrix(row: T, m: int, rows: T, columns: T) -> T:
+    def times(xs: T, row: T, m: int, rows: T, columns: T) -> T:
+        """xs [h, columns] times matrix m of the expert in that row of the run."""
         weight, scale = (
-            run.gather(row).gather(b.ints(m)) for run in (experts_weight, experts_scale)
+            run.gather(row).gather(b.scalar(m, INT64)) for run in (experts_weight, experts_scale)
         )
         if weight_format == "fp4":
-            return body_numerics.dequantise_fp4(weight, scale, columns)
+            return body_numerics.linear_fp4(xs, weight, scale, rows)
         tiles = scale.reshape((rows + 127) // b.ints(128), -1)
-        return body_numerics.dequantise_fp8(weight.reshape(rows, columns), tiles)
+        return body_numerics.linear_fp8(xs, weight.reshape(rows, columns), tiles)
 
     def one_expert(i: T, carried: tuple[T, ...]) -> tuple[tuple[T, ...], tuple[T, ...]]:
         (out,) = carried
@@ -126,11 +127,10 @@ def body(
         token = place.slice(1, 0, 1)
         xe = xq.gather(token.squeeze(1))
         we = b.op("GatherND", w, place, dtype=FLOAT).unsqueeze(1)
-        gate = body_numerics.rounded(b.matmul_t(xe, matrix(row, 0, inner, d)))
-        up = body_numerics.rounded(b.matmul_t(xe, matrix(row, 2, inner, d)))
+        gate = body_numerics.rounded(times(xe, row, 0, inner, d))
+        up = body_numerics.rounded(times(xe, row, 2, inner, d))
         h = body_numerics.store(body_numerics.swiglu(gate, up, limit) * we)
-        y = b.matmul_t(body_numerics.quantised_activation(h), matrix(row, 1, d, inner))
-        y = body_numerics.rounded(y)
+        y = body_numerics.rounded(times(body_numerics.quantised_activation(h), row, 1, d, inner))
         return (b.op("ScatterND", out, token, y, dtype=FLOAT, reduction="add"),), ()
 
     zeros = b.op("ConstantOfShape", flat.size_all(), dtype=FLOAT)

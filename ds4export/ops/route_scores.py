@@ -26,9 +26,8 @@ from ds4export.ops._route import (
 
 def reference(x: Tensor, gate: Tensor, bias: Tensor, k: int, scale: float) -> tuple[Tensor, Tensor]:
     s = scores(x, gate)
-    indices = torch.sort(s + bias, dim=-1, descending=True, stable=True).indices[
-        ..., :k
-    ]  # stable: lowest first
+    order = torch.sort(s + bias, dim=-1, descending=True, stable=True)  # stable: lowest first
+    indices = order.indices[..., :k].contiguous()
     return normalised(s, indices, scale), indices
 
 

@@ -40,14 +40,14 @@ def fake(x: Tensor, *_: object) -> Tensor:
 
 
 def body(x: T, w1: T, w1_scale: T, w2: T, w2_scale: T, w3: T, w3_scale: T, *, limit: float) -> T:
-    b, xq = x.body, body_numerics.quantised_activation(x)
+    xq = body_numerics.quantised_activation(x).reshape(-1, x.size(2))
     gate, up = (
-        body_numerics.rounded(b.matmul_t(xq, body_numerics.dequantise_fp8(w, s)))
+        body_numerics.rounded(body_numerics.linear_fp8(xq, w, s))
         for w, s in ((w1, w1_scale), (w3, w3_scale))
     )
     h = body_numerics.store(body_numerics.swiglu(gate, up, limit))
-    w2_values = body_numerics.dequantise_fp8(w2, w2_scale)
-    return body_numerics.store(b.matmul_t(body_numerics.quantised_activation(h), w2_values))
+    y = body_numerics.linear_fp8(body_numerics.quantised_activation(h), w2, w2_scale)
+    return body_numerics.store(y).reshape(x.size_all())
 
 
 def _case(batch: int, tokens: int, hidden: int, inner: int) -> Case:
