@@ -33,10 +33,18 @@ def fake_route(x: Tensor, k: object) -> tuple[Tensor, Tensor]:
 
 
 def body_scores(x: T, gate: T) -> T:
-    """sqrt(softplus(z)); softplus in its stable form max(z, 0) + log(1 + exp(-|z|))."""
-    z = x.body.matmul_t(load(x), load(gate))
-    soft = z.clip(0.0, None) + (z.unary("Abs").unary("Neg").unary("Exp") + 1.0).unary("Log")
-    return soft.unary("Sqrt")
+    """sqrt(softplus(z)); softplus in its stable form max(z, 0) + log1p(exp(-|z|)).
+
+    ONNX has no log1p. With u = 1 + e it is log(u)·e/(u - 1), in which the rounding of u cancels, or e where u is 1;
+    log(1 + e) alone is wrong by 1e-3 at z = -10 and zero below -17.
+    """
+    b = x.body
+    z = b.matmul_t(load(x), load(gate))
+    e = z.unary("Abs").unary("Neg").unary("Exp")
+    u = e + 1.0
+    small = u.equals(1.0)
+    log1p = b.where(small, e, u.unary("Log") * e / b.where(small, 1.0, u - 1.0))
+    return (z.clip(0.0, None) + log1p).unary("Sqrt")
 
 
 def body_normalised(s: T, indices: T, scale: float) -> T:
