@@ -223,6 +223,50 @@ def score(
 
 
 @app.command()
+def verify(
+    artefact: ArtefactArgument,
+    backend: Annotated[
+        str, typer.Option("--backend", metavar="NAME", help="What runs the artefact: onnxruntime or torch")
+    ] = "onnxruntime",
+    vectors: Annotated[
+        Path | None,
+        typer.Option("--vectors", metavar="DIR", help="Compare with recorded vectors as well"),
+    ] = None,
+    dump: Annotated[
+        Path | None,
+        typer.Option("--dump", metavar="DIR", help="Write what the graph computed (with --vectors)"),
+    ] = None,
+    layers: Annotated[
+        str | None,
+        typer.Option(
+            "--layers", metavar="LIST", help="Only these layers, one at a time: 0,2,3"
+        ),
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the report as JSON")
+    ] = None,
+    junit_file: Annotated[
+        Path | None, typer.Option("--junit", metavar="FILE", help="Write the report as JUnit XML")
+    ] = None,
+    checkpoint: CheckpointOption = None,
+) -> None:
+    """Prove an artefact against the PyTorch reference: end to end, layer by layer, op by op."""
+    from ds4export.parity.command import parse_layers, verify_command
+    from ds4export.parity.verify import VerifyOptions
+
+    options = VerifyOptions(
+        backend=backend,
+        vectors=vectors,
+        dump=dump,
+        layers=parse_layers(layers) if layers is not None else None,
+        checkpoint=checkpoint,
+    )
+    report = verify_command(artefact, options, json_file, junit_file)
+    if not report.passed:
+        raise typer.Exit(1)
+
+
+@app.command()
 def doctor(as_json: JsonFlag = False) -> None:
     """Say what is installed and what each target still needs."""
     from ds4export.doctor import diagnose

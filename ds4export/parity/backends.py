@@ -1,0 +1,119 @@
+"""What a back end under test must offer, and the table of those that exist.
+
+Owns the protocol and the names. Refuses an unknown name, and one whose packages are missing, with what to install.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from ds4export.errors import RuntimeInputError, ToolchainError
+from ds4export.parity.subject import Half, OpNode, Subject
+from ds4export.runtime.runner import Runner
+
+Array = NDArray[Any]
+
+
+class EndToEnd(Protocol):
+    """A whole artefact under way: its runner, and its state by graph input name (`state.layers.3.window`)."""
+
+    @property
+    def runner(self) -> Runner: ...
+
+    def read_state(self, name: str) -> Array: ...
+
+    def write_state(self, name: str, slot: int, rows: Array) -> None: ...
+
+    def streams(self, result: Any) -> Array:
+        """The streams of a step's result as an array."""
+
+    def close(self) -> None: ...
+
+
+class Backend(Protocol):
+    """Runs an artefact whole or in parts. Weights are always those that the artefact's manifest binds.
+
+    Arrays are numpy, bfloat16 as ml_dtypes.bfloat16. `inputs` are in the order of the node's inputs, weights and
+    constants included; an op's state is updated in place wherever the back end does so when it runs the whole.
+    """
+
+    name: str
+
+    def open(self, *, num_slots: int, max_context: int) -> EndToEnd:
+        """The whole artefact with a pool filled with NaN."""
+
+    def run_op(self, node: OpNode, inputs: Sequence[Array]) -> list[Array]:
+        """One node by itself."""
+
+    def run_half(self, half: Half, inputs: Sequence[Array]) -> list[Array]:
+        """One call of a layer function by itself."""
+
+    def trace(
+        self, graph: str, feeds: Mapping[str, Array], taps: Sequence[str]
+    ) -> dict[str, Array]:
+        """The whole graph once; returns the values named in `taps`. Feeds name step inputs and state."""
+
+
+def _onnxruntime(subject: Subject) -> Backend:
+    from ds4export.parity.onnx_backend import OnnxBackend
+
+    return OnnxBackend(subject)
+
+
+def _torch(subject: Subject) -> Backend:
+    from ds4export.parity.torch_backend import TorchBackend
+
+    return TorchBackend(subject)
+
+
+DEFAULT = "onnxruntime"
+# name -> (module that must be installed, how to install it, maker)
+BACKENDS: dict[str, tuple[str, str, Callable[[Subject], Backend]]] = {
+    "onnxruntime": ("onnxruntime", "pip install 'ds4export[cpu]'", _onnxruntime),
+    "torch": ("torch", "pip install torch", _torch),
+}
+# names that other stages of the project will fill
+PLANNED = {
+    "plugins-on-host": "the plugin library of this project, built for the CPU",
+    "tensorrt": "pip install 'ds4export[tensorrt]' and an NVIDIA GPU",
+    "tensorrt-rtx": "pip install 'ds4export[tensorrt-rtx]' and an NVIDIA GPU",
+    "onnxruntime-cuda": "pip install 'ds4export[gpu]' and an NVIDIA GPU",
+}
+
+
+def check_backend(name: str) -> None:
+    """Refuse a name that cannot work, before any work starts.
+
+    Raises:
+        RuntimeInputError: the name is unknown.
+        ToolchainError: the back end is not available here.
+    """
+    if name in BACKENDS:
+        module, install, _ = BACKENDS[name]
+        if find_spec(module) is None:
+            raise ToolchainError(
+                f"the back end `{name}` is not installed",
+                found=f"no module `{module}`",
+                hint=install,
+            )
+        return
+    if name in PLANNED:
+        raise ToolchainError(
+            f"the back end `{name}` cannot verify yet",
+            found=name,
+            expected=", ".join(BACKENDS),
+            hint=f"it will need {PLANNED[name]}; use --backend {DEFAULT}",
+        )
+    raise RuntimeInputError(
+        "unknown --backend", found=name, expected=", ".join((*BACKENDS, *PLANNED))
+    )
+
+
+def open_backend(name: str, subject: Subject) -> Backend:
+    """A back end over an opened artefact; raises as `check_backend`."""
+    check_backend(name)
+    return BACKENDS[name][2](subject)

@@ -1,0 +1,82 @@
+"""Op by op: every node of a recorded step by itself, with the reference's inputs and the artefact's weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from numpy.typing import NDArray
+
+from ds4export.errors import ParityError
+from ds4export.model.weights import array_from_tensor
+from ds4export.parity.backends import Backend
+from ds4export.parity.compare import OutputFinding, compare_call
+from ds4export.parity.coverage import Coverage
+from ds4export.parity.noise import reordered
+from ds4export.parity.probes import clamp_reached, exact, probes
+from ds4export.parity.records import Record, inputs_of
+from ds4export.parity.reference import Call, call_reference
+from ds4export.parity.results import PROBE
+from ds4export.parity.subject import OpNode, Subject
+from ds4export.parity.tally import Tally
+from ds4export.runtime.runner import StepInputs
+
+Array = NDArray[Any]
+
+
+class OpLevel:
+    """Runs the nodes of recorded steps; each node is also probed, once."""
+
+    def __init__(
+        self, subject: Subject, backend: Backend, tally: Tally, coverage: Coverage
+    ) -> None:
+        self.subject, self.backend, self.tally, self.coverage = subject, backend, tally, coverage
+        self._probed: set[str] = set()
+
+    def check(self, record: Record) -> None:
+        """Run every node of the record and merge what is found into the tally."""
+        for node in record.nodes:
+            call, step = record.calls[node.path], record.step
+            inputs = inputs_of(self.subject, record, node)
+            self.tally.add(node, step, self._run(node, call, inputs, step), _floor(call, step))
+            if node.path not in self._probed and (step.num_new > 1).any():
+                self._probed.add(node.path)
+                self._probe(node, call, inputs, step)
+
+    def _probe(self, node: OpNode, call: Call, inputs: Sequence[Array], step: StepInputs) -> None:
+        for name, made in probes(call).items():
+            probe = call_reference(call.op, made, call.attributes)
+            activation = [array_from_tensor(made[0]), *inputs[1:]]
+            findings = self._run(node, probe, activation, step)
+            if exact(name):
+                findings = [_no_flips(f) for f in findings]
+            floors = _floor(probe, step)
+            self.tally.add(node, step, findings, floors, level=PROBE, label=f" ({name})")
+            if call.op.name == "shared_expert":
+                self.coverage.add("clamps act", clamp_reached(probe))
+
+    def _run(
+        self, node: OpNode, call: Call, inputs: Sequence[Array], step: StepInputs
+    ) -> list[OutputFinding]:
+        """One node against a call of the reference; a node that does not run is a finding."""
+        try:
+            got = self.backend.run_op(node, inputs)
+        except ParityError as cause:
+            name, why = next(iter(call.op.outputs)), cause.found or cause.what
+            return [OutputFinding(name, failure=f"does not run: {why}")]
+        return compare_call(call, got, step)
+
+
+def _floor(call: Call, step: StepInputs) -> list[OutputFinding]:
+    """The reference with its sums in another order, against itself."""
+    again = [array_from_tensor(t) for t in reordered(call).outputs]
+    return compare_call(call, again, step)
+
+
+def _no_flips(found: OutputFinding) -> OutputFinding:
+    if found.flips is None or not found.flips.flipped or found.failure:
+        return found
+    flips = found.flips
+    sentence = f"{flips.worst} of {flips.of} indices among equal scores, the lowest come first"
+    return replace(found, failure=sentence)

@@ -1,0 +1,129 @@
+"""The back end `torch`: the artefact's graph walked with the reference ops and the artefact's weights.
+
+A check of the checker: with a sound artefact every difference is exactly zero. Op bodies are not looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from ds4export.model.weights import array_from_tensor, tensor_from_array
+from ds4export.ops import ALL_OPS
+from ds4export.parity.reference import call_reference
+from ds4export.parity.subject import MAIN, MTP, Half, OpNode, Subject
+from ds4export.runtime.kv_cache import allocate_state
+from ds4export.runtime.runner import Limits, Runner, StepInputs, StepResult
+
+Array = NDArray[Any]
+
+
+class TorchEndToEnd:
+    """Its own runner: the main and the MTP graph, node by node."""
+
+    def __init__(self, backend: TorchBackend, num_slots: int, max_context: int) -> None:
+        self.backend, manifest = backend, backend.subject.manifest
+        self.limits = Limits(manifest.config.vocab_size, num_slots, max_context)
+        self.state = allocate_state(manifest, num_slots, max_context, fill=np.nan)
+
+    @property
+    def runner(self) -> Runner:
+        return self
+
+    @property
+    def has_mtp(self) -> bool:
+        return MTP in self.backend.subject.graphs
+
+    def step(
+        self, inputs: StepInputs, *, want_logits: bool = True, streams_in: Any = None
+    ) -> StepResult:
+        feeds = _step_feeds(inputs, "ids")
+        if streams_in is not None:
+            feeds["streams_in"] = streams_in
+        return self._run(MAIN, feeds)
+
+    def mtp_step(self, inputs: StepInputs, streams: Any) -> StepResult:
+        return self._run(MTP, _step_feeds(inputs, "next_ids") | {"streams": streams})
+
+    def _run(self, graph: str, feeds: dict[str, Array]) -> StepResult:
+        names = [o.name for o in self.backend.subject.manifest.graphs[graph].outputs]
+        out = self.backend.trace(graph, feeds | self.state, names)
+        self.state |= {n.removesuffix("_out"): v for n, v in out.items() if n.startswith("state.")}
+        return StepResult(out.get("logits"), out.get("streams"))
+
+    def read_state(self, name: str) -> Array:
+        return self.state[name].copy()
+
+    def write_state(self, name: str, slot: int, rows: Array) -> None:
+        self.state[name] = self.state[name].copy()
+        self.state[name][slot] = rows
+
+    def streams(self, result: Any) -> Array:
+        return np.asarray(result)
+
+    def close(self) -> None:
+        self.state.clear()
+
+
+class TorchBackend:
+    """See `Backend`."""
+
+    name = "torch"
+
+    def __init__(self, subject: Subject) -> None:
+        self.subject = subject
+
+    def open(self, *, num_slots: int, max_context: int) -> TorchEndToEnd:
+        return TorchEndToEnd(self, num_slots, max_context)
+
+    def run_op(self, node: OpNode, inputs: Sequence[Array]) -> list[Array]:
+        found = next(n for n in self.subject.graphs[node.graph].flat.graph if n.name == node.path)
+        return _call(found, list(inputs))
+
+    def run_half(self, half: Half, inputs: Sequence[Array]) -> list[Array]:
+        model = self.subject.graphs[half.graph].model
+        call = next(n for n in model.graph if n.name == half.path)
+        function = model.functions[call.op_identifier()]
+        values = dict(zip(function.inputs, inputs, strict=True))
+        for node in function:
+            made = _call(node, [values[v] for v in node.inputs if v is not None])
+            values |= zip(node.outputs, made, strict=True)
+        return [values[v] for v in function.outputs]
+
+    def trace(
+        self, graph: str, feeds: Mapping[str, Array], taps: Sequence[str]
+    ) -> dict[str, Array]:
+        values: dict[str, Array] = dict(feeds)
+        for node in self.subject.graphs[graph].flat.graph:
+            inputs = [
+                self._value(graph, v.name or "", values) for v in node.inputs if v is not None
+            ]
+            made = _call(node, inputs)
+            values |= {v.name or "": a for v, a in zip(node.outputs, made, strict=True)}
+        return {name: values[name] for name in taps}
+
+    def _value(self, graph: str, name: str, values: Mapping[str, Array]) -> Array:
+        fixed = values[name] if name in values else self.subject.fixed(graph, name)
+        assert fixed is not None, f"`{name}` is fed by nothing"
+        return fixed
+
+
+def _call(node: ir.Node, inputs: list[Array]) -> list[Array]:
+    op = ALL_OPS[node.op_type]
+    attributes = tuple(node.attributes[name].value for name in op.attributes())
+    call = call_reference(op, tuple(tensor_from_array(_writable(a)) for a in inputs), attributes)
+    return [array_from_tensor(t) for t in call.outputs]
+
+
+def _writable(array: Array) -> Array:
+    """torch warns about arrays that cannot be written, though no op writes into its inputs."""
+    return array if array.flags.writeable else array.copy()
+
+
+def _step_feeds(inputs: StepInputs, ids: str) -> dict[str, Array]:
+    names = ("slots", "positions", "num_new", "logit_rows")
+    return {ids: inputs.ids} | {n: getattr(inputs, n) for n in names}
