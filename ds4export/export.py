@@ -9,13 +9,11 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from ds4export.artefact.manifest import (
     ARTEFACT,
@@ -32,16 +30,23 @@ from ds4export.artefact.manifest import (
     TensorInfo,
     WeightSource,
 )
-from ds4export.artefact.writer import WeightFile, staged_folder, write_file, write_manifest
+from ds4export.artefact.writer import (
+    WeightFile,
+    refuse_existing,
+    staged_folder,
+    write_file,
+    write_manifest,
+)
 from ds4export.checkpoint import Checkpoint, open_checkpoint
 from ds4export.checkpoint.experts import ExpertRun, expert_run, expert_tensors
+from ds4export.checkpoint.shard import TensorRef
 from ds4export.errors import ExportError
 from ds4export.graph import GraphPlan, Graphs, build_graphs
 from ds4export.graph.bodies import attach_bodies, op_nodes
 from ds4export.model.weights import expert_order, rows_of_order
 from ds4export.ops import ALL_OPS
 from ds4export.ops._body import BodyOptions
-from ds4export.report import Reporter
+from ds4export.report import Reporter, format_bytes, format_count
 
 DEFAULT_MAX_CONTEXT, DEFAULT_MAX_BATCH = 8192, 4
 COPIED_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
@@ -68,27 +73,31 @@ def export_checkpoint(
     Raises:
         Ds4Error: anything refused; nothing is left behind that looks finished.
     """
-    with staged_folder(target) as folder:
-        with reporter.stage("checkpoint") as stage:
-            checkpoint = open_checkpoint(source)
-            plan = make_plan(checkpoint, options)
-            stage.done(_describe(checkpoint, plan))
+    refuse_existing(target)
+    with reporter.stage("checkpoint") as stage:
+        checkpoint = open_checkpoint(source)
+        plan = make_plan(checkpoint, options)
+        stage.done(*_describe(checkpoint, plan))
+    with checkpoint, staged_folder(target) as folder:
         with reporter.stage("trace") as stage:
             graphs = build_graphs(plan)
             stage.done(
-                f"{len(graphs.main.functions)} layer functions", f"{len(plan.layers)} layers"
+                format_count(len(graphs.main.functions), "layer function"),
+                format_count(len(plan.layers), "layer"),
             )
         with reporter.stage("passes") as stage:
             stage.done(*finish_graphs(graphs))
         with reporter.stage("weights") as stage:
-            binder = _Binder(checkpoint, plan, folder, options.self_contained, reporter)
-            weights, files = binder.bind(_weight_inputs(graphs))
-            stage.done(
-                f"{len(weights)} bound", f"{sum(f.nbytes for f in files.values())} bytes copied"
+            names = _weight_inputs(graphs)
+            weights, files = bind_weights(
+                checkpoint, plan, names, folder, options.self_contained, reporter
             )
+            copied = sum(f.nbytes for f in files.values())
+            stage.done(f"{len(weights):,} bound", f"{format_bytes(copied)} copied")
         with reporter.stage("write") as stage:
             manifest = _write(folder, target, checkpoint, graphs, options, weights, files)
-            stage.done(str(target))
+            size = sum(f.nbytes for f in manifest.files.values())
+            stage.done(format_count(len(manifest.files) + 1, "file"), format_bytes(size))
     return manifest
 
 
@@ -138,68 +147,66 @@ def _models(graphs: Graphs) -> dict[str, ir.Model]:
     return {"main": graphs.main} | ({"mtp": graphs.mtp} if graphs.mtp is not None else {})
 
 
-def _describe(checkpoint: Checkpoint, plan: GraphPlan) -> str:
-    names = len(checkpoint.tensors)
-    return f"{checkpoint.config.variant}, {names:,} tensors, layers {plan.layers.start}:{plan.layers.stop}"
+def _describe(checkpoint: Checkpoint, plan: GraphPlan) -> list[str]:
+    tensors = format_count(len(checkpoint.tensors), "tensor")
+    layers = f"layers {plan.layers.start}:{plan.layers.stop}"
+    numerics = "official" if plan.official else "float32"
+    return [checkpoint.config.variant, tensors, layers, f"numerics {numerics}"]
 
 
 def _is_weight(name: str) -> bool:
     return not name.startswith("state.") and ("." in name or name.startswith("hc_head"))
 
 
-def _weight_inputs(graphs: Graphs) -> dict[str, ir.Value]:
-    found: dict[str, ir.Value] = {}
-    for model in _models(graphs).values():
-        found |= {v.name: v for v in model.graph.inputs if v.name and _is_weight(v.name)}
-    return found
+def _weight_inputs(graphs: Graphs) -> list[str]:
+    found = {
+        v.name: None
+        for model in _models(graphs).values()
+        for v in model.graph.inputs
+        if v.name and _is_weight(v.name)
+    }
+    return list(found)
 
 
-class _Binder:
-    """Finds the bytes of every weight input; copies only what the checkpoint's layout forces."""
+def bind_weights(
+    checkpoint: Checkpoint,
+    plan: GraphPlan,
+    names: Sequence[str],
+    folder: Path,
+    self_contained: bool,
+    reporter: Reporter,
+) -> tuple[dict[str, WeightSource], dict[str, FileInfo]]:
+    """Where the bytes of every weight input lie; copied is what the layout forces, or all if asked."""
+    order = expert_order(checkpoint, plan.layers)
+    refs, sources = {}, {}
+    for name in names:
+        refs[name], run = _locate(checkpoint, name, order)
+        if run is not None and not self_contained:
+            sources[name] = WeightSource(CHECKPOINT, run.shard, run.offset, run.nbytes)
+    copied = [name for name in names if name not in sources]
+    if not copied:
+        return sources, {}
+    total = sum(ref.nbytes for name in copied for ref in refs[name])
+    with (
+        reporter.progress("copying weights", total, "bytes") as advance,
+        WeightFile(folder / WEIGHTS_FILE) as file,
+    ):
+        for name in copied:
+            arrays = (checkpoint.array(ref.name) for ref in refs[name])
+            sources[name] = WeightSource(ARTEFACT, WEIGHTS_FILE, *file.append(arrays, advance))
+    return {name: sources[name] for name in names}, {WEIGHTS_FILE: file.info}
 
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        plan: GraphPlan,
-        folder: Path,
-        self_contained: bool,
-        reporter: Reporter,
-    ) -> None:
-        self.checkpoint, self.folder, self.self_contained = checkpoint, folder, self_contained
-        self.order = expert_order(checkpoint, plan.layers)
-        self.reporter = reporter
-        self.used: set[str] = set()
-        self._file: WeightFile | None = None
 
-    def bind(
-        self, inputs: Mapping[str, ir.Value]
-    ) -> tuple[dict[str, WeightSource], dict[str, FileInfo]]:
-        sources = {}
-        for name in inputs:
-            sources[name] = self._source(name)
-        files = {WEIGHTS_FILE: self._file.close()} if self._file is not None else {}
-        return sources, files
-
-    def _source(self, name: str) -> WeightSource:
-        prefix, experts, kind = name.partition(".ffn.experts.")
-        if experts:
-            prefix = f"{prefix}.ffn."
-            refs = expert_tensors(self.checkpoint, prefix, kind, self.order)
-            place: Any = expert_run(self.checkpoint, prefix, kind, self.order)
-        else:
-            place = self.checkpoint.tensors[name]
-            refs = [place]
-        self.used.update(ref.name for ref in refs)
-        if place is None or self.self_contained:
-            return self._copy(self.checkpoint.array(ref.name) for ref in refs)
-        run: ExpertRun = place
-        return WeightSource(CHECKPOINT, run.shard, run.offset, run.nbytes)
-
-    def _copy(self, arrays: Iterable[NDArray[Any]]) -> WeightSource:
-        if self._file is None:
-            self._file = WeightFile(self.folder / WEIGHTS_FILE)
-        offset, nbytes = self._file.append(arrays, lambda _: None)
-        return WeightSource(ARTEFACT, WEIGHTS_FILE, offset, nbytes)
+def _locate(
+    checkpoint: Checkpoint, name: str, order: tuple[int, ...]
+) -> tuple[list[TensorRef], TensorRef | ExpertRun | None]:
+    """The tensors behind a weight input, and the one range that holds them if there is one."""
+    prefix, experts, kind = name.partition(".ffn.experts.")
+    if not experts:
+        ref = checkpoint.tensors[name]
+        return [ref], ref
+    refs = expert_tensors(checkpoint, f"{prefix}.ffn.", kind, order)
+    return refs, expert_run(checkpoint, f"{prefix}.ffn.", kind, order)
 
 
 def unused_tensors(
@@ -220,6 +227,8 @@ def _reason(name: str, plan: GraphPlan) -> str:
     if name.startswith("layers."):
         return f"outside the exported layers {plan.layers.start}:{plan.layers.stop}"
     if name.startswith("mtp."):
+        if plan.with_mtp:
+            return "only the first MTP block is exported"
         return "the MTP block needs the last layer in the range"
     if name.startswith("embed."):
         return "the range does not begin with the first layer"

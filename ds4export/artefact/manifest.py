@@ -1,6 +1,7 @@
 """`manifest.json`: everything a runtime must know about an artefact besides its graphs.
 
-Owns the schema, its version, and the artefact hash. Refuses unknown versions, missing or misspelt fields.
+Owns the schema, its version, the artefact hash, and the versions of the ops. Refuses unknown versions, missing or
+misspelt fields, and a manifest that was edited: it carries its own hash.
 """
 
 from __future__ import annotations
@@ -12,12 +13,41 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from ds4export.config import ModelConfig, config_from_json
+from ds4export.config.strict_json import short
 from ds4export.errors import ArtefactError
 
-FORMAT, VERSION = "ds4export-artefact", 1
+FORMAT, VERSION, SEAL = "ds4export-artefact", 1, "hash"
 CHECKPOINT, ARTEFACT = "checkpoint", "artefact"
 STEP, STATE, WEIGHT, RESULT = "step", "state", "weight", "result"
 NUMERICS = ("official", "float32")
+# `OpDef.version` of every op, where it can be read without torch; a test holds the two together.
+OP_VERSIONS = {
+    "attention_csa": 1,
+    "attention_hca": 1,
+    "attention_window": 1,
+    "compress_csa": 1,
+    "compress_hca": 1,
+    "compress_index": 1,
+    "embed": 1,
+    "grouped_linear": 1,
+    "hc_head": 1,
+    "hc_post": 1,
+    "hc_pre": 1,
+    "head": 1,
+    "index_query": 1,
+    "indexer_topk": 1,
+    "kv_row": 1,
+    "linear_bf16": 1,
+    "linear_fp8": 1,
+    "moe": 1,
+    "moe_combine": 1,
+    "mtp_merge": 1,
+    "query_heads": 1,
+    "rms_norm": 1,
+    "route_hash": 1,
+    "route_scores": 1,
+    "shared_expert": 1,
+}
 
 
 @dataclass(frozen=True)
@@ -105,7 +135,12 @@ class Manifest:
         del raw["created"], raw["checkpoint"]["relative_path"], raw["checkpoint"]["absolute_path"]
         return hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest()
 
+    def sealed_json(self) -> dict[str, Any]:
+        """What the file holds: all fields, and the hash that tells an edited manifest from a written one."""
+        return {**self.to_json(), SEAL: self.hash}
+
     def to_json(self) -> dict[str, Any]:
+        """All fields as plain JSON."""
         raw = {
             f.name: getattr(self, f.name)
             for f in fields(self)
@@ -137,11 +172,11 @@ def manifest_from_json(raw: Any, where: str) -> Manifest:
         raise ArtefactError(
             "the artefact has another version",
             where=where,
-            found=raw.get("version"),
+            found=short(raw.get("version")),
             expected=VERSION,
             hint="export the checkpoint again with this version of ds4export",
         )
-    names = {f.name for f in fields(Manifest)} | {"format", "version"}
+    names = {f.name for f in fields(Manifest)} | {"format", "version", SEAL}
     if set(raw) != names:
         raise ArtefactError(
             "the manifest has missing or unknown fields",
@@ -151,7 +186,7 @@ def manifest_from_json(raw: Any, where: str) -> Manifest:
             hint="export again; a manifest is not edited by hand",
         )
     try:
-        return _convert(raw, where)
+        manifest = _convert(raw, where)
     except (TypeError, ValueError, KeyError, AttributeError) as cause:
         raise ArtefactError(
             "the manifest is malformed",
@@ -159,20 +194,43 @@ def manifest_from_json(raw: Any, where: str) -> Manifest:
             found=f"{type(cause).__name__}: {cause}",
             expected="as exported",
         ) from None
+    _check_seal(manifest, raw[SEAL], where)
+    _check_ops(manifest, where)
+    return manifest
+
+
+def _check_seal(manifest: Manifest, seal: Any, where: str) -> None:
+    if seal != manifest.hash:
+        raise ArtefactError(
+            "the manifest was edited after it was written",
+            where=where,
+            found=f"a content of hash {manifest.hash[:16]}…",
+            expected=f"the hash it carries, {short(seal)}",
+            hint="export again; a manifest is not edited by hand",
+        )
+
+
+def _check_ops(manifest: Manifest, where: str) -> None:
+    for name, version in manifest.ops.items():
+        if OP_VERSIONS.get(name) != version:
+            raise ArtefactError(
+                f"op `{name}` of the artefact is not the one this package has",
+                where=where,
+                found=f"version {version}",
+                expected=f"version {OP_VERSIONS[name]}" if name in OP_VERSIONS else "a known op",
+                hint="export the checkpoint again with this version of ds4export",
+            )
 
 
 def _convert(raw: dict[str, Any], where: str) -> Manifest:
     begin, end = (_count(v) for v in raw["layers"])
-    numerics = raw["numerics"]
-    if numerics not in NUMERICS:
-        raise ValueError(f"numerics {numerics!r}")
     config = config_from_json(raw["config"], where=where)
     if not 0 <= begin < end <= config.num_hidden_layers:
         raise ValueError(f"layers {begin}:{end}")
     link = raw["checkpoint"]
     return Manifest(
         config=config,
-        numerics=numerics,
+        numerics=_choice(raw["numerics"], NUMERICS),
         layers=(begin, end),
         max_context=_count(raw["max_context"], least=1),
         max_batch=_count(raw["max_batch"], least=1),
@@ -220,25 +278,25 @@ def _weight(raw: Any) -> WeightSource:
 
 def _count(value: Any, least: int = 0) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 1 << 63:
-        raise ValueError(f"{value!r} is not a count")
+        raise ValueError(f"{short(value)} is not a count")
     return value
 
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{value!r} is not text")
+        raise TypeError(f"{short(value)} is not text")
     return value
 
 
 def _flag(value: Any) -> bool:
     if not isinstance(value, bool):
-        raise TypeError(f"{value!r} is not true or false")
+        raise TypeError(f"{short(value)} is not true or false")
     return value
 
 
 def _choice(value: Any, choices: tuple[str, ...]) -> str:
     if value not in choices:
-        raise ValueError(f"{value!r} is not one of {', '.join(choices)}")
+        raise ValueError(f"{short(value)} is not one of {', '.join(choices)}")
     return str(value)
 
 
@@ -246,9 +304,9 @@ def _file_name(value: Any) -> str:
     """A plain name: nothing that could leave the folder."""
     name = _text(value)
     if not name or "/" in name or "\\" in name or name in (".", "..") or "\0" in name:
-        raise ValueError(f"{name!r} is not a plain file name")
+        raise ValueError(f"{short(name)} is not a plain file name")
     return name
 
 
 def _kind(raw: Any) -> str:
-    return f"format {raw.get('format')!r}" if isinstance(raw, dict) else type(raw).__name__
+    return f"format {short(raw.get('format'))}" if isinstance(raw, dict) else type(raw).__name__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,11 +61,12 @@ def open_artefact_folder(path: Path, checkpoint: Path | None = None) -> Artefact
     Raises:
         ArtefactError: incomplete, altered, of another version, or without its checkpoint.
     """
-    if not path.is_dir():
+    # os.path answers where Path would raise: names too long, folders without permission.
+    if not os.path.isdir(path):
         raise ArtefactError(
             "the artefact is not a folder",
             where=path,
-            found="a file" if path.exists() else "no such folder",
+            found="a file" if os.path.exists(path) else "no such folder",
             expected="a folder written by `ds4export export`",
         )
     content = read_regular_file(path / MANIFEST, MAX_MANIFEST_BYTES, ArtefactError)
@@ -91,7 +93,7 @@ def _check_file(path: Path, nbytes: int, sha256: str) -> None:
         )
     if nbytes > MAX_HASHED_BYTES:
         return
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    found = _sha256(path)
     if found != sha256:
         raise ArtefactError(
             f"`{path.name}` has been altered",
@@ -102,17 +104,35 @@ def _check_file(path: Path, nbytes: int, sha256: str) -> None:
         )
 
 
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as cause:
+        raise ArtefactError(
+            f"`{path.name}` cannot be read", where=path, found=cause.strerror
+        ) from None
+
+
 def _check_tables(manifest: Manifest, path: Path) -> None:
     """Graph files and weight tables agree: each weight input has a place, each file is listed."""
+    if not {"main"} <= set(manifest.graphs) <= {"main", "mtp"}:
+        raise ArtefactError(
+            "the artefact has other graphs than this package runs",
+            where=path / MANIFEST,
+            found=", ".join(manifest.graphs) or "none",
+            expected="main, or main and mtp",
+            hint="export again",
+        )
     for name, graph in manifest.graphs.items():
         for missing in _missing(graph, manifest):
             raise ArtefactError(
-                f"graph `{name}` lacks {missing}", where=path / MANIFEST, hint="export again"
+                f"graph `{name}` lacks {missing}",
+                where=path / MANIFEST,
+                found="nothing",
+                expected=missing,
+                hint="export again",
             )
-    if "main" not in manifest.graphs:
-        raise ArtefactError(
-            "the manifest names no main graph", where=path / MANIFEST, hint="export again"
-        )
 
 
 def _missing(graph: GraphInfo, manifest: Manifest) -> Iterator[str]:
@@ -133,22 +153,29 @@ def _missing(graph: GraphInfo, manifest: Manifest) -> Iterator[str]:
 
 
 def _find_checkpoint(path: Path, manifest: Manifest, given: Path | None) -> Path:
+    """The first of the possible places that holds the shards; the first refusal if none does."""
     link = manifest.checkpoint
     places = [given] if given is not None else [path / link.relative_path, Path(link.absolute_path)]
-    for place in places:
-        if place.is_dir():
-            _check_shards(place, manifest)
+    refusals: list[ArtefactError] = []
+    for place in filter(os.path.isdir, places):
+        try:
+            _check_shards(place, manifest, path)
+        except ArtefactError as refusal:
+            refusals.append(refusal)
+        else:
             return place
+    if refusals:
+        raise refusals[0]
     raise ArtefactError(
         "the checkpoint of this artefact is not there",
         where=path,
-        found="no folder at " + " or ".join(str(p) for p in places),
-        expected=f"the folder with {len(link.shards)} shards it was exported from",
+        found="no folder at " + " or ".join(dict.fromkeys(map(str, places))),
+        expected=f"the folder of {len(link.shards)} shards that it was exported from",
         hint="name its place with --checkpoint DIR",
     )
 
 
-def _check_shards(place: Path, manifest: Manifest) -> None:
+def _check_shards(place: Path, manifest: Manifest, artefact: Path) -> None:
     for name, identity in manifest.checkpoint.shards.items():
         try:
             info = read_shard(place / name).info
@@ -157,7 +184,7 @@ def _check_shards(place: Path, manifest: Manifest) -> None:
                 f"shard `{name}` of the checkpoint cannot be used: {cause.what}",
                 where=place / name,
                 found=cause.found,
-                expected="the shard this artefact was exported from",
+                expected=f"the shard that {artefact} was exported from",
                 hint="download it again, or name another folder with --checkpoint DIR",
             ) from None
         if (info.nbytes, info.header_sha256) != (identity.nbytes, identity.header_sha256):
@@ -165,6 +192,6 @@ def _check_shards(place: Path, manifest: Manifest) -> None:
                 f"shard `{name}` is not the one this artefact was exported from",
                 where=place / name,
                 found=f"{info.nbytes} bytes, header {info.header_sha256[:16]}…",
-                expected=f"{identity.nbytes} bytes, header {identity.header_sha256[:16]}…",
+                expected=f"{identity.nbytes} bytes, header {identity.header_sha256[:16]}…, as {artefact} records",
                 hint="export this checkpoint, or name the right one with --checkpoint DIR",
             )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import mmap
+import sys
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,9 @@ NUMPY = {
     "INT64": np.dtype(np.int64),
     "INT8": np.dtype(np.int8),
 }
+# Without it the kernel would reserve memory for every byte of a private map, hundreds of GB.
+# The module names the flag only from Python 3.13 on.
+_NO_RESERVE = 0x4000 if sys.platform == "linux" else 0
 
 
 class MappedFiles:
@@ -35,7 +40,7 @@ class MappedFiles:
         """
         dtype = NUMPY[info.dtype]
         shape = [d for d in info.dims if isinstance(d, int)]
-        expected = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        expected = prod(shape) * dtype.itemsize
         data = self._map(path)
         if source.nbytes != expected or source.offset + source.nbytes > len(data):
             raise ArtefactError(
@@ -49,7 +54,17 @@ class MappedFiles:
 
     def _map(self, path: Path) -> NDArray[np.uint8]:
         if path not in self._maps:
-            with path.open("rb") as file:
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-            self._maps[path] = np.frombuffer(mapped, np.uint8)
+            self._maps[path] = _mapped(path)
         return self._maps[path]
+
+
+def _mapped(path: Path) -> NDArray[np.uint8]:
+    """Private pages, writable for libraries that refuse read-only memory; the file stays as it is."""
+    flags, access = mmap.MAP_PRIVATE | _NO_RESERVE, mmap.PROT_READ | mmap.PROT_WRITE
+    try:
+        with path.open("rb") as file:
+            return np.frombuffer(mmap.mmap(file.fileno(), 0, flags=flags, prot=access), np.uint8)
+    except (OSError, ValueError) as cause:
+        raise ArtefactError(
+            f"the weights in `{path.name}` cannot be mapped", where=path, found=str(cause)
+        ) from None

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,14 +24,14 @@ ALIGNMENT = 4096
 CHUNK_BYTES = 16 << 20
 
 
-@contextmanager
-def staged_folder(target: Path) -> Iterator[Path]:
-    """A folder under a temporary name beside `target`; renamed to it on success, removed on any failure.
+def refuse_existing(target: Path) -> None:
+    """Nothing that is there already is overwritten.
 
     Raises:
-        ArtefactError: something is at `target` already, or its parent cannot be written.
+        ArtefactError: there is something at `target`.
     """
-    if target.exists() or target.is_symlink():
+    # os.path answers where Path would raise: names too long, folders without permission.
+    if os.path.lexists(target):
         raise ArtefactError(
             "there is something at the place of the artefact",
             where=target,
@@ -37,21 +39,34 @@ def staged_folder(target: Path) -> Iterator[Path]:
             expected="a path that does not exist yet",
             hint="remove it or choose another path; nothing on disk is overwritten",
         )
-    staging = target.parent / f".{target.name}.partial-{os.getpid()}"
+
+
+@contextmanager
+def staged_folder(target: Path) -> Iterator[Path]:
+    """A folder under a temporary name beside `target`; renamed to it on success, removed on any failure.
+
+    Raises:
+        ArtefactError: something is at `target` already, or the disk refuses.
+    """
+    refuse_existing(target)
+    staging = target.parent / f".{target.name}.partial-{os.getpid()}-{secrets.token_hex(4)}"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         staging.mkdir()
-    except OSError as cause:
-        raise ArtefactError(
-            "the artefact cannot be written", where=target, found=cause.strerror
-        ) from None
-    try:
         yield staging
         _sync(staging)
         staging.rename(target)
-    except BaseException:
+        _sync(target.parent)
+    except OSError as cause:
+        raise ArtefactError(
+            "the artefact cannot be written",
+            where=cause.filename or target,
+            found=cause.strerror or str(cause),
+            expected="a place with room, and permission to write there",
+        ) from None
+    finally:
+        # After the rename there is nothing under this name.
         shutil.rmtree(staging, ignore_errors=True)
-        raise
 
 
 def write_file(path: Path, content: bytes) -> FileInfo:
@@ -64,13 +79,30 @@ def write_file(path: Path, content: bytes) -> FileInfo:
 
 
 class WeightFile:
-    """A file of raw tensors, each at a multiple of 4096 bytes, written in chunks."""
+    """A file of raw tensors, each at a multiple of 4096 bytes, written in chunks; `info` holds from the end on."""
+
+    info: FileInfo
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file = path.open("wb")
         self._hash = hashlib.sha256()
         self._offset = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        with self._file:
+            if error is None:
+                self._file.flush()
+                os.fsync(self._file.fileno())
+        self.info = FileInfo(self._offset, self._hash.hexdigest())
 
     def append(
         self, parts: Iterable[NDArray[Any]], progress: Callable[[int], None]
@@ -91,16 +123,10 @@ class WeightFile:
         self._hash.update(content)
         self._offset += len(content)
 
-    def close(self) -> FileInfo:
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        return FileInfo(self._offset, self._hash.hexdigest())
-
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """The last file of a folder: without it nothing looks finished."""
-    text = json.dumps(manifest.to_json(), indent=1, ensure_ascii=False)
+    text = json.dumps(manifest.sealed_json(), indent=1, ensure_ascii=False)
     write_file(folder / MANIFEST, text.encode())
 
 

@@ -10,48 +10,73 @@ from numpy.typing import NDArray
 from ds4export.artefact import Manifest
 from ds4export.artefact.manifest import STATE
 from ds4export.artefact.weights import NUMPY
-from ds4export.errors import ArtefactError
-from ds4export.state import StateSpec, layer_state
+from ds4export.errors import ArtefactError, CapacityError
+from ds4export.state import F32, StateSpec, layer_state
 
 
 def state_specs(manifest: Manifest, max_context: int, spare: int = 0) -> dict[str, StateSpec]:
-    """`state.<layer>.<name>` of every layer and MTP block in the artefact."""
-    c, specs = manifest.config, {}
-    for graph in manifest.graphs.values():
-        for info in graph.inputs:
-            if info.kind != STATE:
-                continue
-            prefix, number, name = info.name.removeprefix("state.").split(".")
-            layer = int(number) + (c.num_hidden_layers if prefix == "mtp" else 0)
-            known = {s.name: s for s in layer_state(c, c.ratio(layer), max_context, spare)}
-            if name not in known:
-                raise ArtefactError(
-                    f"`{info.name}` is not a state of this layer",
-                    found=name,
-                    expected=", ".join(known),
-                )
-            specs[info.name] = known[name]
+    """`state.<layer>.<name>` of every layer and MTP block in the artefact.
+
+    Raises:
+        ArtefactError: the artefact's graphs keep another state.
+    """
+    c = manifest.config
+    layers = {f"layers.{i}": c.ratio(i) for i in range(*manifest.layers)}
+    if "mtp" in manifest.graphs:
+        layers["mtp.0"] = c.ratio(c.num_hidden_layers)
+    specs = {
+        f"state.{prefix}.{spec.name}": spec
+        for prefix, ratio in layers.items()
+        for spec in layer_state(c, ratio, max_context, spare)
+    }
+    _check_inputs(manifest, specs)
     return specs
+
+
+def _check_inputs(manifest: Manifest, specs: dict[str, StateSpec]) -> None:
+    found = {
+        i.name: f"{i.dtype} of width {i.dims[-1] if len(i.dims) == 3 else 'unknown'}"
+        for g in manifest.graphs.values()
+        for i in g.inputs
+        if i.kind == STATE
+    }
+    expected = {n: f"{_dtype(manifest, s)} of width {s.width}" for n, s in specs.items()}
+    for name in sorted(found.keys() | expected.keys()):
+        if found.get(name) != expected.get(name):
+            raise ArtefactError(
+                f"the state `{name}` of the artefact is not that of its config",
+                found=found.get(name, "none"),
+                expected=expected.get(name, "none"),
+                hint="export the checkpoint again",
+            )
+
+
+def _dtype(manifest: Manifest, spec: StateSpec) -> str:
+    return "BFLOAT16" if manifest.official and spec.dtype != F32 else "FLOAT"
 
 
 def allocate_state(
     manifest: Manifest, num_slots: int, max_context: int, *, fill: float = 0.0, spare: int = 0
 ) -> dict[str, NDArray[Any]]:
-    """The pool, [S, rows, width] each; zero pages cost nothing until they are written."""
+    """The pool, [S, rows, width] each; zero pages cost nothing until they are written.
+
+    Raises:
+        CapacityError: the machine cannot address that many bytes.
+    """
     specs = state_specs(manifest, max_context, spare)
-    dtypes = {
-        i.name: NUMPY[i.dtype]
-        for g in manifest.graphs.values()
-        for i in g.inputs
-        if i.kind == STATE
-    }
-    pool = {n: np.zeros((num_slots, s.rows, s.width), dtypes[n]) for n, s in specs.items()}
+    try:
+        pool = {
+            n: np.zeros((num_slots, s.rows, s.width), NUMPY[_dtype(manifest, s)])
+            for n, s in specs.items()
+        }
+    except (MemoryError, ValueError):  # numpy: no memory, or more elements than it can count
+        raise CapacityError(
+            "the caches do not fit into memory",
+            found=f"{num_slots} slots of {max_context} tokens",
+            expected="fewer slots, or a smaller max_context",
+            hint="open the artefact with smaller num_slots or max_context",
+        ) from None
     if fill != 0.0:
         for array in pool.values():
             array[:] = fill
     return pool
-
-
-def state_bytes(manifest: Manifest, num_slots: int, max_context: int) -> int:
-    """Bytes that `allocate_state` would take."""
-    return sum(a.nbytes for a in allocate_state(manifest, num_slots, max_context).values())

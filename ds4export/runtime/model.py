@@ -10,19 +10,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
-import numpy as np
 from numpy.typing import ArrayLike
 from tokenizers import Tokenizer
 
 from ds4export.artefact import Artefact, open_artefact_folder
 from ds4export.errors import ArtefactError, CapacityError, RuntimeInputError
 from ds4export.runtime.onnx_runner import OnnxRunner
+from ds4export.runtime.pieces import Pieces
 from ds4export.runtime.runner import Runner, StepInputs, StepResult
 from ds4export.runtime.sampler import Sampler, Sampling
-
-PREFILL_CHUNK = 256
+from ds4export.runtime.sequence import LiveSequence
 
 
 class Model:
@@ -56,8 +55,9 @@ class Model:
         positions: ArrayLike,
         num_new: ArrayLike | None = None,
         logit_rows: ArrayLike | None = None,
+        streams_in: Any = None,
     ) -> StepResult:
-        """Run one chunk for several sequences; see `StepInputs` for shapes and errors."""
+        """Run one chunk for several sequences; see `StepInputs` for shapes and errors, `Runner` for streams."""
         inputs = StepInputs.checked(
             self.runner.limits,
             ids,
@@ -66,7 +66,7 @@ class Model:
             num_new=num_new,
             logit_rows=logit_rows,
         )
-        return self.runner.step(inputs)
+        return self.runner.step(inputs, streams_in=streams_in)
 
     def sequence(self) -> LiveSequence:
         """A new sequence in a free slot.
@@ -80,9 +80,9 @@ class Model:
                 found=self.runner.limits.num_slots,
                 hint="close a sequence, or open more slots",
             )
-        return LiveSequence(self, self._free.pop(0))
+        return LiveSequence(self.runner, self._free.pop(0), self._release)
 
-    def release(self, slot: int) -> None:
+    def _release(self, slot: int) -> None:
         """Give a slot back; its next sequence starts at position 0 and never reads what is left there."""
         self._free.insert(0, slot)
 
@@ -111,7 +111,17 @@ class Model:
         return self._tokenizer
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text, BOS first."""
+        """Token ids of a text, BOS first.
+
+        Raises:
+            RuntimeInputError: text that is no Unicode.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as cause:
+            raise RuntimeInputError(
+                "the text is not valid Unicode", found=str(cause), expected="UTF-8"
+            ) from None
         bos = self.artefact.manifest.config.bos_token_id
         ids = list(self.tokenizer.encode(text, add_special_tokens=False).ids)
         return ids if ids[:1] == [bos] else [bos, *ids]
@@ -119,44 +129,38 @@ class Model:
     def stream_ids(
         self, prompt: Sequence[int], *, max_new_tokens: int, sampling: Sampling | None = None
     ) -> Iterator[int]:
-        """Ids one by one, until EOS (not yielded), max_new_tokens or the end of the cache."""
-        limits = self.runner.limits
-        if not prompt:
-            raise RuntimeInputError("the prompt is empty", expected="at least one token")
-        if len(prompt) > limits.max_context:
-            raise CapacityError(
-                "the prompt does not fit the cache",
-                found=f"{len(prompt)} tokens",
-                expected=f"at most {limits.max_context} (max_context)",
-                hint="open the artefact with a larger max_context, or shorten the prompt",
+        """Ids one by one, until EOS (not yielded), max_new_tokens or the end of the cache.
+
+        Raises:
+            RuntimeInputError: an empty prompt, an id out of range, or no token to write.
+            CapacityError: the prompt does not fit, or all slots are taken.
+        """
+        if max_new_tokens < 1:
+            raise RuntimeInputError(
+                "--max-new-tokens is out of range", found=max_new_tokens, expected="1 or more"
             )
         sampler, eos = Sampler(sampling or Sampling()), self.artefact.manifest.config.eos_token_id
         with self.sequence() as sequence:
-            logits = sequence.append(prompt)
+            new = list(prompt)
             for _ in range(max_new_tokens):
-                token = sampler.choose(logits)
+                token = sampler.choose(sequence.append(new))
                 if token == eos:
                     return
                 yield token
-                if sequence.position == limits.max_context:
+                if sequence.position == self.runner.limits.max_context:
                     return
-                logits = sequence.append([token])
+                new = [token]
 
     def stream(
         self, prompt: str, *, max_new_tokens: int, sampling: Sampling | None = None
     ) -> Iterator[str]:
         """Pieces of text; bytes of a character that is not complete yet are held back."""
-        ids: list[int] = []
-        shown = ""
-        for token in self.stream_ids(
-            self.encode(prompt), max_new_tokens=max_new_tokens, sampling=sampling
-        ):
-            ids.append(token)
-            text = self.tokenizer.decode(ids)
-            if not text.endswith("\ufffd"):
-                yield text[len(shown) :]
-                shown = text
-        rest = self.tokenizer.decode(ids)[len(shown) :]
+        ids, pieces = self.encode(prompt), Pieces(self.tokenizer)
+        for token in self.stream_ids(ids, max_new_tokens=max_new_tokens, sampling=sampling):
+            piece = pieces.push(token)
+            if piece:
+                yield piece
+        rest = pieces.rest()
         if rest:
             yield rest
 
@@ -165,39 +169,6 @@ class Model:
     ) -> str:
         """The whole continuation of a prompt."""
         return "".join(self.stream(prompt, max_new_tokens=max_new_tokens, sampling=sampling))
-
-
-class LiveSequence:
-    """One sequence: a slot and a position."""
-
-    def __init__(self, model: Model, slot: int) -> None:
-        self.model, self.slot, self.position = model, slot, 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.model.release(self.slot)
-
-    def append(self, ids: Sequence[int]) -> np.ndarray:
-        """Process more tokens; returns the logits [V] after the last one."""
-        result = None
-        for at in range(0, len(ids), PREFILL_CHUNK):
-            chunk = [list(ids[at : at + PREFILL_CHUNK])]
-            result = self.model.step(chunk, slots=[self.slot], positions=[self.position])
-            self.position += len(chunk[0])
-        if result is None or result.logits is None:
-            raise RuntimeInputError(
-                "there are no logits to choose a token from",
-                found="no tokens" if result is None else "a range of layers without the head",
-                expected="at least one token, and an artefact that ends with the last layer",
-            )
-        return result.logits[0, -1]
 
 
 def open_artefact(

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from ds4export.artefact import Artefact, GraphInfo
+from ds4export.artefact import Artefact, GraphInfo, TensorInfo
 from ds4export.artefact.manifest import STATE, WEIGHT
-from ds4export.errors import ArtefactError
+from ds4export.errors import ArtefactError, RuntimeInputError
 from ds4export.runtime.kv_cache import allocate_state
 from ds4export.runtime.ort_values import ort_value
 from ds4export.runtime.runner import Limits, StepInputs, StepResult
 
 PROVIDERS = ("CPUExecutionProvider",)
+# What ONNX Runtime would print, the errors raised here say; below this it also warns about its own rewrites.
+_LOG_FATAL = 4
 
 
 class OnnxRunner:
@@ -48,24 +52,56 @@ class OnnxRunner:
     def has_mtp(self) -> bool:
         return "mtp" in self._graphs
 
-    def weight(self, graph: GraphInfo, name: str) -> NDArray[Any]:
-        if name not in self._weights:
-            info = next(i for i in graph.inputs if i.name == name)
-            self._weights[name] = self.artefact.weight(info)
-        return self._weights[name]
+    def weight(self, info: TensorInfo) -> NDArray[Any]:
+        """The mapped array of a weight; graphs that share it share one view."""
+        if info.name not in self._weights:
+            self._weights[info.name] = self.artefact.weight(info)
+        return self._weights[info.name]
 
     def step(
         self, inputs: StepInputs, *, want_logits: bool = True, streams_in: Any = None
     ) -> StepResult:
-        feeds = _feeds(inputs, "ids") | (
-            {"streams_in": streams_in} if streams_in is not None else {}
-        )
-        return self._graphs["main"].run(feeds, want_logits=want_logits)
+        """Run the main graph; updates the pool in place.
+
+        Args:
+            inputs: checked against `limits`.
+            want_logits: without them the head still runs, for one row of each sequence: ONNX Runtime executes every
+                node of a graph, whatever is asked of it.
+            streams_in: [B, T, N, D] where the range of layers does not begin with the first; `streams` of the step
+                of the layers before.
+
+        Raises:
+            RuntimeInputError: streams missing, or not of this step.
+            ArtefactError: ONNX Runtime fails in the graph; what the pool holds then is undefined.
+        """
+        if not want_logits:
+            inputs = inputs.without_logits()
+        feeds = _feeds(inputs, "ids")
+        graph = self._graph("main")
+        if streams_in is not None or "streams_in" in graph.steps:
+            feeds["streams_in"] = graph.checked_streams("streams_in", streams_in, inputs)
+        return graph.run(feeds, want_logits=want_logits)
 
     def mtp_step(self, inputs: StepInputs, streams: Any) -> StepResult:
-        return self._graphs["mtp"].run(
-            _feeds(inputs, "next_ids") | {"streams": streams}, want_logits=True
-        )
+        """Run the MTP graph: `inputs.ids` are the ids one position later, `streams` those of the same step.
+
+        Raises:
+            RuntimeInputError: the artefact has no MTP graph, or the streams are not of this step.
+        """
+        graph = self._graph("mtp")
+        feeds = _feeds(inputs, "next_ids")
+        feeds["streams"] = graph.checked_streams("streams", streams, inputs)
+        return graph.run(feeds, want_logits=True)
+
+    def _graph(self, name: str) -> _BoundGraph:
+        if name not in self._graphs:
+            raise RuntimeInputError(
+                "the model is closed" if not self._graphs else f"the artefact has no {name} graph",
+                where=self.artefact.path,
+                found=", ".join(self._graphs) or "no open graph",
+                expected=name,
+            )
+        return self._graphs[name]
 
     def close(self) -> None:
         self._graphs.clear()
@@ -84,48 +120,75 @@ def _feeds(inputs: StepInputs, ids: str) -> dict[str, Any]:
 
 
 class _BoundGraph:
-    """One session and its I/O binding, kept between steps; only the step's own inputs change."""
+    """One session and its I/O bindings, kept between steps; only the step's own inputs change."""
 
     def __init__(self, runner: OnnxRunner, name: str, graph: GraphInfo, threads: int) -> None:
-        self.names = [i.name for i in graph.inputs]
-        self.results = [o.name for o in graph.outputs if o.kind != STATE]
+        self.path = runner.artefact.graph_path(name)
         self.session = open_session(runner.artefact, name, threads)
-        self.binding = self.session.io_binding()
-        self._keep: list[Any] = []
-        for info in graph.inputs:
-            if info.kind == WEIGHT:
-                self._bind(info.name, runner.weight(graph, info.name))
-            elif info.kind == STATE:
-                value = self._bind(info.name, runner.state[info.name])
-                self.binding.bind_ortvalue_output(f"{info.name}_out", value)
-
-    def _bind(self, name: str, array: NDArray[Any]) -> ort.OrtValue:
-        value = ort_value(array)
-        self._keep.append((array, value))
-        self.binding.bind_ortvalue_input(name, value)
-        return value
+        _check_session(self.session, graph, self.path)
+        self.steps = {i.name: i for i in graph.inputs if i.kind not in (WEIGHT, STATE)}
+        self.results = [o.name for o in graph.outputs if o.kind != STATE]
+        self._weights = {i.name: runner.weight(i) for i in graph.inputs if i.kind == WEIGHT}
+        self._states = {i.name: runner.state[i.name] for i in graph.inputs if i.kind == STATE}
+        self._bindings: dict[tuple[str, ...], ort.IOBinding] = {}
+        self._values = {n: ort_value(a) for n, a in (self._weights | self._states).items()}
 
     def run(self, feeds: Mapping[str, Any], *, want_logits: bool) -> StepResult:
+        wanted = tuple(n for n in self.results if want_logits or n != "logits")
         values = {
             n: v if isinstance(v, ort.OrtValue) else ort_value(v)
             for n, v in feeds.items()
-            if n in self.names
+            if n in self.steps
         }
+        binding = self._binding(wanted)
         for name, value in values.items():
-            self.binding.bind_ortvalue_input(name, value)
-        for name in self.results:
-            self.binding.bind_output(name)
-        self.session.run_with_iobinding(self.binding)
-        outputs = self._outputs()
+            binding.bind_ortvalue_input(name, value)
+        for name in wanted:
+            binding.bind_output(name)
+        try:
+            self.session.run_with_iobinding(binding)
+        except Exception as cause:  # onnxruntime raises classes of its own, without a common base
+            raise _refused("ONNX Runtime cannot run the graph", self.path, cause) from None
+        outputs = dict(zip(wanted, binding.get_outputs()[len(self._states) :], strict=True))
         logits = outputs.get("logits")
-        return StepResult(
-            logits.numpy() if logits is not None and want_logits else None, outputs.get("streams")
-        )
+        return StepResult(None if logits is None else logits.numpy(), outputs.get("streams"))
 
-    def _outputs(self) -> dict[str, ort.OrtValue]:
-        """Outputs come in the order in which they were first bound: states, then results."""
-        states = [f"{n}_out" for n in self.names if n.startswith("state.")]
-        return dict(zip([*states, *self.results], self.binding.get_outputs(), strict=True))
+    def _binding(self, wanted: tuple[str, ...]) -> ort.IOBinding:
+        """One binding per set of results: outputs come in the order in which they were first bound, states first."""
+        if wanted not in self._bindings:
+            binding = self._bindings[wanted] = self.session.io_binding()
+            for name, value in self._values.items():
+                binding.bind_ortvalue_input(name, value)
+            for name in self._states:
+                binding.bind_ortvalue_output(f"{name}_out", self._values[name])
+        return self._bindings[wanted]
+
+    def checked_streams(self, name: str, given: Any, inputs: StepInputs) -> ort.OrtValue:
+        """Streams as an OrtValue; they must be those of the same step."""
+        if name not in self.steps or given is None:
+            raise RuntimeInputError(
+                "streams are given to a range that begins with the first layer"
+                if given is not None
+                else "the streams of the layers before are missing",
+                where=f"`{name}`",
+                found="nothing" if given is None else "streams",
+                expected="nothing" if given is not None else "`streams` of the step before",
+            )
+        value = given if isinstance(given, ort.OrtValue) else ort_value(np.ascontiguousarray(given))
+        info = self.steps[name]
+        expected = [*inputs.ids.shape, *info.dims[2:]]
+        if list(value.shape()) != expected or value.data_type() != _ort_type(info):
+            raise RuntimeInputError(
+                "the streams are not of this step",
+                where=f"`{name}`",
+                found=f"{value.data_type()} {list(value.shape())}",
+                expected=f"{_ort_type(info)} {expected}",
+            )
+        return value
+
+
+def _ort_type(info: TensorInfo) -> str:
+    return f"tensor({info.dtype.lower()})"
 
 
 def open_session(artefact: Artefact, graph: str, threads: int) -> ort.InferenceSession:
@@ -136,15 +199,41 @@ def open_session(artefact: Artefact, graph: str, threads: int) -> ort.InferenceS
     """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 3
+    options.log_severity_level = _LOG_FATAL
     path = artefact.graph_path(graph)
     try:
         return ort.InferenceSession(str(path), options, providers=list(PROVIDERS))
-    except Exception as cause:  # onnxruntime raises classes of its own, without a common base
-        raise ArtefactError(
-            "ONNX Runtime cannot load the graph",
-            where=path,
-            found=str(cause).splitlines()[0][:300],
-            expected=f"a model for onnxruntime {ort.__version__}",
-            hint="export again, or run `ds4export doctor`",
-        ) from None
+    except Exception as cause:  # as in `run`
+        raise _refused("ONNX Runtime cannot load the graph", path, cause) from None
+
+
+def _refused(what: str, path: Path, cause: Exception) -> ArtefactError:
+    return ArtefactError(
+        what,
+        where=path,
+        found=(str(cause).splitlines() or [type(cause).__name__])[0][:300],
+        expected=f"a model for onnxruntime {ort.__version__}",
+        hint="export again, or run `ds4export doctor`",
+    )
+
+
+def _check_session(session: ort.InferenceSession, graph: GraphInfo, path: Path) -> None:
+    """Inputs and outputs of the file are those of the manifest: what is bound below is what the graph takes."""
+    loaded = [*session.get_inputs(), *session.get_overridable_initializers()]
+    inputs = {a.name: f"{a.type} {a.shape}" for a in loaded}
+    _check_equal(inputs, {i.name: f"{_ort_type(i)} {list(i.dims)}" for i in graph.inputs}, path)
+    # Shapes of outputs are what ONNX Runtime infers, so only the types are compared.
+    outputs = {a.name: a.type for a in session.get_outputs()}
+    _check_equal(outputs, {o.name: _ort_type(o) for o in graph.outputs}, path)
+
+
+def _check_equal(found: Mapping[str, str], expected: Mapping[str, str], path: Path) -> None:
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise ArtefactError(
+                f"`{name}` of the graph is not what the manifest says",
+                where=path,
+                found=found.get(name, "none"),
+                expected=expected.get(name, "none"),
+                hint="export again",
+            )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -56,7 +56,7 @@ class StepInputs:
         batch, tokens = ids_BT.shape
         if batch == 0 or tokens == 0:
             raise RuntimeInputError(
-                "ids are empty", found=ids_BT.shape, expected="[B, T] with B, T >= 1"
+                "`ids` are empty", found=list(ids_BT.shape), expected="[B, T] with B, T >= 1"
             )
         new = _ints("num_new", np.full(batch, tokens) if num_new is None else num_new, 1)
         step = StepInputs(
@@ -70,9 +70,18 @@ class StepInputs:
         _check_values(step, limits)
         return step
 
+    def without_logits(self) -> StepInputs:
+        """The same step with no logits wanted."""
+        return replace(self, logit_rows=np.full((len(self.ids), 1), -1, np.int64))
+
 
 def _ints(name: str, value: ArrayLike, rank: int) -> Ints:
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except ValueError as cause:  # rows of different lengths
+        raise RuntimeInputError(
+            f"`{name}` is not an array", found=str(cause), expected=f"integers with {rank} axes"
+        ) from None
     if array.ndim != rank or array.dtype.kind not in "iu":
         raise RuntimeInputError(
             f"`{name}` is not an array of integers",
@@ -93,7 +102,9 @@ def _check_shapes(step: StepInputs) -> None:
             )
     if step.logit_rows.shape[1] == 0:
         raise RuntimeInputError(
-            "`logit_rows` is empty", expected="[B, R] with R >= 1; -1 means none"
+            "`logit_rows` is empty",
+            found=list(step.logit_rows.shape),
+            expected="[B, R] with R >= 1; -1 means none",
         )
 
 
@@ -119,13 +130,18 @@ def _check_values(step: StepInputs, limits: Limits) -> None:
         raise RuntimeInputError(
             "a position is negative", found=int(step.positions.min()), expected="0 or more"
         )
-    ends = step.positions + step.num_new
+    _check_capacity(step, limits)
+
+
+def _check_capacity(step: StepInputs, limits: Limits) -> None:
+    # A position near the end of INT64 must not wrap round.
+    ends = np.minimum(step.positions, limits.max_context + 1) + step.num_new
     if ends.max() > limits.max_context:
         row = int(ends.argmax())
         raise CapacityError(
             "the sequence does not fit the cache",
             where=f"row {row}, slot {step.slots[row]}",
-            found=f"{ends[row]} tokens",
+            found=f"{int(step.positions[row]) + int(step.num_new[row])} tokens",
             expected=f"at most {limits.max_context} (max_context)",
             hint="open the artefact with a larger max_context, or shorten the prompt",
         )

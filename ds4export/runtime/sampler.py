@@ -27,6 +27,8 @@ class Sampling:
             raise RuntimeInputError(
                 "--top-p is out of range", found=self.top_p, expected="above 0, at most 1"
             )
+        if self.seed is not None and self.seed < 0:
+            raise RuntimeInputError("--seed is out of range", found=self.seed, expected="0 or more")
 
 
 class Sampler:
@@ -37,15 +39,30 @@ class Sampler:
         self._rng = np.random.default_rng(sampling.seed)
 
     def choose(self, logits: NDArray[np.float32]) -> int:
-        """One token id from logits [V]; ties go to the lowest id."""
+        """One token id from logits [V]; ties go to the lowest id.
+
+        Raises:
+            RuntimeInputError: logits that are not numbers.
+        """
+        if not np.isfinite(logits).all():
+            raise RuntimeInputError(
+                "the logits are not finite",
+                found=f"{np.count_nonzero(~np.isfinite(logits))} of {logits.size} values",
+                expected="numbers",
+                hint="the weights may be damaged: `ds4export verify` finds where",
+            )
         if self.sampling.temperature == 0:
             return int(logits.argmax())
-        scaled = logits.astype(np.float64) / self.sampling.temperature
-        probs = np.exp(scaled - scaled.max())
-        probs /= probs.sum()
+        probs = self.probabilities(logits)
         order = np.argsort(-probs, kind="stable")
         cumulative = probs[order].cumsum()
-        kept = int(np.searchsorted(cumulative, self.sampling.top_p)) + 1
-        kept = min(kept, len(order))
+        kept = min(int(np.searchsorted(cumulative, self.sampling.top_p)) + 1, len(order))
         pick = self._rng.random() * cumulative[kept - 1]
         return int(order[min(int(np.searchsorted(cumulative, pick, side="right")), kept - 1)])
+
+    def probabilities(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:
+        """softmax(logits / temperature); the largest is taken off first, so that no temperature overflows."""
+        with np.errstate(over="ignore"):  # a distance to the largest may become -inf: probability 0
+            scaled = (logits.astype(np.float64) - logits.max()) / self.sampling.temperature
+        probs = np.exp(scaled)
+        return probs / probs.sum()

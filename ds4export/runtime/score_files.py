@@ -37,6 +37,8 @@ def score_files(
             expected="int64 [B, T]",
         )
     lengths = _load(lengths_path) if lengths_path is not None else None
+    for path in filter(None, (out, mtp_out)):
+        _check_writable(path)
     batch, tokens = ids.shape
     with (
         open_artefact(
@@ -53,7 +55,7 @@ def score_files(
             ids.astype(np.int64),
             prefill=prefill,
             chunk=chunk,
-            lengths=None if lengths is None else lengths,
+            lengths=lengths,
             with_mtp=mtp_out is not None,
             advance=advance,
         )
@@ -79,6 +81,20 @@ def _load(path: Path) -> NDArray[Any]:
             expected="written by numpy.save",
         ) from None
     return array
+
+
+def _check_writable(path: Path) -> None:
+    """Before an hour of scoring, not after it."""
+    folder = path.parent
+    if path.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise RuntimeInputError(
+            "the result cannot be written",
+            where=path,
+            found="a folder at this place"
+            if path.is_dir()
+            else ("no permission" if folder.is_dir() else f"no folder {folder}"),
+            expected="a file in a folder that exists",
+        )
 
 
 def _save(path: Path, array: NDArray[Any]) -> int:
