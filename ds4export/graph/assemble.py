@@ -125,7 +125,8 @@ class _Builder:
                 name=f"{path}/{node.name}",
             )
             for old, new in zip(node.outputs, made.outputs, strict=True):
-                new.name, new.type, new.shape = f"{made.name}:{old.name}", old.type, old.shape
+                short = (old.name or "").rpartition(":")[2]
+                new.name, new.type, new.shape = f"{made.name}:{short}", old.type, old.shape
                 mapped[old] = new
             self.nodes.append(made)
         return [mapped[v] for v in captured.outputs]
