@@ -4,6 +4,7 @@ Owns the order of ops, the names of weights (a module's path is the checkpoint's
 Refuses arithmetic of its own: what is traced here must lower to `ds4` nodes alone.
 """
 
+import ds4export.ops  # noqa: F401  registers what `torch.ops.ds4` names
 from ds4export.model.transformer import Transformer
 from ds4export.model.weights import build_model
 

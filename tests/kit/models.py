@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -12,7 +12,10 @@ from torch import Tensor, nn
 
 from ds4export.checkpoint import open_checkpoint
 from ds4export.model import Transformer, build_model
+from ds4export.model import attention as attention_module
 from ds4export.model.attention import Attention, State, Step
+from ds4export.ops._numerics import rounded, stored
+from ds4export.ops.query_heads import rotated
 from ds4export.state import F32, layer_state
 from tests.kit.vectors import DATA
 
@@ -109,26 +112,96 @@ def _padded(ids: Tensor, positions: Sequence[int], call: Sequence[int], width: i
     return out
 
 
-class _RecordedChoice(nn.Module):
-    """Stands in for an indexer: keeps its state and its own choice, returns the recorded one."""
+class Recorded(nn.Module):
+    """Stands in for a compressor or an indexer: runs it, keeps what it made, hands on what was recorded."""
 
-    def __init__(self, indexer: nn.Module, chosen: Tensor | None) -> None:
+    def __init__(self, module: nn.Module, replace: Callable[..., Any]) -> None:
         super().__init__()
-        self.indexer, self.chosen = indexer, chosen
-        self.own: Tensor | None = None
+        self.module, self.replace = module, replace
+        self.own: Any = None
 
-    def forward(self, *args: Any) -> tuple[Tensor, State]:
-        self.own, state = self.indexer(*args)
-        return self.own if self.chosen is None else self.chosen, state
+    def forward(self, *args: Any) -> Any:
+        self.own = self.module(*args)
+        return self.replace(self.own)
 
 
 @contextmanager
-def forced_choice(attention: Attention, chosen: Tensor | None) -> Iterator[_RecordedChoice]:
-    """Inside, a CSA layer attends to `chosen` INT64 [B, T, k]; the yielded object's `own` is what it would take."""
-    indexer = attention.indexer
-    stand_in = _RecordedChoice(indexer, chosen)
-    attention.indexer = stand_in  # type: ignore[assignment]
+def recorded_inside(
+    attention: Attention,
+    new: slice,
+    entries: Tensor | None,
+    keys: Tensor | None,
+    chosen: Tensor | None,
+) -> Iterator[dict[str, Recorded]]:
+    """Inside, a layer attends to recorded entries, and a CSA layer to the recorded choice.
+
+    `entries` and `keys` [1, c, d] are those that the step emits, at rows `new` of their caches; `chosen` INT64
+    [1, T, k]. None leaves that part to the layer. The stand-ins that are yielded keep its own results.
+    """
+
+    def with_rows(rows: Tensor | None) -> Callable[..., Any]:
+        def replace(made: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+            pending, cache = made
+            if rows is not None:
+                cache = cache.clone()
+                cache[:, new] = rows
+            return pending, cache
+
+        return replace
+
+    def with_choice(made: tuple[Tensor, State]) -> tuple[Tensor, State]:
+        return (made[0] if chosen is None else chosen), made[1]
+
+    kept = []
+    stand_ins: dict[str, Recorded] = {}
+    places: list[tuple[str, Any, str, Callable[..., Any]]] = []
+    if attention.ratio:
+        places.append(("entries", attention, "compressor", with_rows(entries)))
+    if attention.ratio == 4:
+        places.append(("index_keys", attention.indexer, "compressor", with_rows(keys)))
+        places.append(("chosen", attention, "indexer", with_choice))
+    for name, owner, attribute, replace in places:
+        module = getattr(owner, attribute)
+        kept.append((owner, attribute, module))
+        stand_ins[name] = Recorded(module, replace)
+        setattr(owner, attribute, stand_ins[name])
     try:
-        yield stand_in
+        yield stand_ins
     finally:
-        attention.indexer = indexer
+        for owner, attribute, module in reversed(kept):
+            setattr(owner, attribute, module)
+
+
+class _ShortTensorRoot:
+    """`torch.ops.ds4`, but for the reciprocal root of `query_heads`: 1 / bf16(sqrt(x)), two roundings."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch.ops.ds4, name)
+
+    def query_heads(
+        self, x: Tensor, positions: Tensor, freqs: Tensor, heads: int, eps: float
+    ) -> Tensor:
+        q = x.float().unflatten(-1, (heads, -1))
+        mean = rounded(rounded(q * q, x).mean(-1, keepdim=True), x)
+        root = rounded(torch.sqrt(rounded(mean + eps, x)), x)
+        q = rounded(q * rounded(1 / root, x), x)
+        return stored(rotated(q, positions, freqs), x)
+
+
+@contextmanager
+def short_tensor_root(*, active: bool = True) -> Iterator[None]:
+    """Inside, the per-head q norm rounds as torch's CPU kernel does for a few elements.
+
+    `torch.rsqrt` of a bf16 tensor takes the float32 root and rounds once, on a GPU and in a CPU's vector registers.
+    What does not fill such a register goes through scalar code, in which the square root is rounded to bf16 before
+    it is inverted. The vectors were recorded on a CPU with batch 2 and four heads: prefills fill registers, a decode
+    of 2 · 4 factors does not. The models have 64 heads and more, and a kernel must not depend on its batch, so
+    `query_heads` rounds once; what the vectors hold for decode is reached only like this.
+    """
+    kept = attention_module.ds4
+    if active:
+        attention_module.ds4 = _ShortTensorRoot()  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        attention_module.ds4 = kept

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -38,11 +40,14 @@ def _small_blocks() -> Iterator[None]:
     forget_sessions()
 
 
-@pytest.mark.parametrize(("op", "case", "options"), every_case(*BLOCKED))
+def small_cases() -> list[Any]:
+    """Without the large vocabularies, which would take a thousand blocks and more."""
+    return [p for p in every_case(*BLOCKED) if not re.search(r"head-.*vocabulary\d{4}", str(p.id))]
+
+
+@pytest.mark.parametrize(("op", "case", "options"), small_cases())
 def test_small_blocks_change_nothing(op: OpDef, case: Case, options: BodyOptions) -> None:
     call = make_call(op, case, official=options.official)
-    if op.name == "head" and call.inputs["weight"].shape[0] > 1000:
-        pytest.skip("a thousand blocks and more")
     want = live_rows(call, call_op(call))
     got = live_rows(call, run_body(call, options, call_op(call)))
     bound = op.tolerance.official if options.official else op.tolerance.float32
