@@ -88,7 +88,7 @@ def report(folder: Path, held_out: Path) -> str:
     rounded = bits_per_character(folder, held_out, quant=True)
     _, w = read(folder)
     return (
-        f"parameters {sum(p.numel() for p in w.values())}\n"
+        f"parameters {sum(p.numel() for p in w.values() if p.is_floating_point())}\n"
         f"held-out bits per character: float32 {exact:.4f}, activations rounded {rounded:.4f}"
         f" ({100 * (rounded / exact - 1):+.2f} %)\n"
         f"draft agreement {100 * draft_agreement(folder, held_out):.1f} %\n"
