@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import onnx_ir as ir
@@ -79,8 +79,11 @@ class OpDef:
     def function(self, attributes: Mapping[str, Any], options: BodyOptions) -> ir.Function:
         """The ONNX function of this op, specialised to one set of attribute values."""
         body = Body(options)
+        # FP4 experts keep E8M0 scales whatever the FP8 tiles have
+        fp4 = attributes.get("weight_format") == "fp4"
+        scales = replace(options, float_scales=options.float_scales and not fp4)
         args = [
-            body.input(name, self._dtype(kind, name, options)) for name, kind in self.inputs.items()
+            body.input(name, self._dtype(kind, name, scales)) for name, kind in self.inputs.items()
         ]
         made = self.body(*args, **attributes)
         outs = made if isinstance(made, tuple) else (made,)
@@ -101,12 +104,7 @@ class OpDef:
     def _dtype(self, kind: str, name: str, options: BodyOptions) -> ir.DataType:
         if kind == BOUNDARY:
             return BF16 if options.official else FLOAT
-        if (
-            kind == BYTES
-            and name.endswith("scale")
-            and options.float_scales
-            and name != "experts_scale4"
-        ):
+        if kind == BYTES and name.endswith("scale") and options.float_scales:
             return FLOAT
         return _IR_DTYPE[kind]
 
