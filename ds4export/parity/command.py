@@ -25,7 +25,7 @@ def verify_command(
             raise RuntimeInputError(
                 "the report cannot be written", where=path, found="no such folder"
             )
-    reporter = Reporter(num_stages=2)
+    reporter = Reporter(num_stages=2 if options.vectors is None else 3)
     report = verify_artefact(artefact, options, reporter)
     show(report)
     if json_path is not None:

@@ -70,7 +70,7 @@ class OnnxBackend:
 
     def run_op(self, node: OpNode, inputs: Sequence[Array]) -> list[Array]:
         ranks = str([a.ndim for a in inputs])
-        key = (node.graph, "op", node.op, ranks, self._attributes(node))
+        key = (node.graph, "op", node.op, ranks, repr(node.attributes))
         op = ALL_OPS[node.op]
         names = list(op.inputs)
         shared = {
@@ -107,10 +107,6 @@ class OnnxBackend:
         _execute(session, binding, graph)
         outputs = (numpy_value(v) for v in binding.get_outputs())
         return dict(zip(taps, outputs, strict=True))
-
-    def _attributes(self, node: OpNode) -> str:
-        found = next(n for n in self.subject.graphs[node.graph].flat.graph if n.name == node.path)
-        return repr(sorted((a.name, a.value) for a in found.attributes.values()))
 
     def _run(
         self,

@@ -26,24 +26,26 @@ MAX_FAILURES = 12
 
 def show(report: Report) -> None:
     """Print the report on stdout."""
-    for level in (END_TO_END, HALF, VECTORS):
+    for level in (END_TO_END, HALF):
         checks = report.of(level)
         if checks:
             heads = (level, "error", "bound", "noise floor", "verdict")
             print_table("", heads, [_row(c) for c in checks])
             print_line()
-    columns = (
-        "op by op",
-        "calls",
-        "error",
-        "bound",
-        "noise floor",
-        "identical",
-        "flips",
-        "verdict",
-    )
-    print_table("", columns, list(_op_rows(report)))
-    print_line()
+    for title, groups in (("op by op", _by_op(report)), ("vectors", _by_kind(report))):
+        if groups:
+            columns = (
+                title,
+                "calls",
+                "error",
+                "bound",
+                "noise floor",
+                "identical",
+                "flips",
+                "verdict",
+            )
+            print_table("", columns, [_group_row(*item) for item in groups.items()])
+            print_line()
     rows = [(c.name, "FAILED: " + c.detail if c.failed else c.detail) for c in report.of(COVERAGE)]
     print_table("", ("coverage", "seen"), rows)
     for line in _failure_lines(report):
@@ -62,26 +64,41 @@ def _verdict(checks: Sequence[Check], detail: str = "") -> str:
     return f"FAILED: {detail}" if len(checks) == 1 else f"FAILED in {failed} of {len(checks)}"
 
 
-def _op_rows(report: Report) -> Iterator[Row]:
-    """One row per op and output: the worst node of each."""
+def _by_op(report: Report) -> dict[str, list[Check]]:
+    """Checks of single ops by op and output."""
     groups: dict[str, list[Check]] = {}
     for check in (*report.of(OP), *report.of(PROBE)):
         label = " (probes)" if check.level == PROBE else ""
         output = check.name.rpartition(":")[2]
         groups.setdefault(f"{check.op or check.name} {output}{label}", []).append(check)
-    for name, checks in groups.items():
-        choices = [c for c in checks if c.flips is not None]
-        flips = f"{sum(c.flips or 0 for c in choices)} of {sum(c.choices or 0 for c in choices):,}"
-        yield (
-            name,
-            sum(c.calls for c in checks),
-            _most([c.error for c in checks]),
-            checks[0].bound,
-            _most([c.floor for c in checks]),
-            _share([c.identical for c in checks]),
-            flips if choices else None,
-            _verdict(checks, "passed"),
-        )
+    return groups
+
+
+def _by_kind(report: Report) -> dict[str, list[Check]]:
+    """Checks against recorded vectors by phase and kind, all layers together."""
+    groups: dict[str, list[Check]] = {}
+    for check in report.of(VECTORS):
+        phase, *rest = check.name.split(".")
+        if rest[0] in ("layers", "mtp") and rest[1].isdecimal():
+            rest = rest[2:]
+        groups.setdefault(f"{phase} {'.'.join(rest)}", []).append(check)
+    return groups
+
+
+def _group_row(name: str, checks: Sequence[Check]) -> Row:
+    """The worst of a group."""
+    choices = [c for c in checks if c.flips is not None]
+    flips = f"{sum(c.flips or 0 for c in choices)} of {sum(c.choices or 0 for c in choices):,}"
+    return (
+        name,
+        sum(c.calls for c in checks) or len(checks),
+        _most([c.error for c in checks]),
+        _most([c.bound for c in checks]),
+        _most([c.floor for c in checks]),
+        _share([c.identical for c in checks]),
+        flips if choices else None,
+        _verdict(checks, "passed"),
+    )
 
 
 def _most(values: Sequence[float | None]) -> float | None:

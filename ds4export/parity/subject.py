@@ -18,6 +18,7 @@ from ds4export.artefact import Artefact
 from ds4export.artefact.manifest import STATE, WEIGHT, TensorInfo
 from ds4export.errors import ParityError
 from ds4export.graph.assemble import LAYER_DOMAIN
+from ds4export.ops import ALL_OPS
 from ds4export.ops._define import DOMAIN
 from ds4export.passes.inline_layers import inline_layers
 
@@ -27,11 +28,12 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class OpNode:
-    """One ds4 node of a flat graph; inputs and outputs are value names."""
+    """One ds4 node of a flat graph; inputs and outputs are value names, attributes in schema order."""
 
     graph: str
     path: str
     op: str
+    attributes: tuple[Any, ...]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
 
@@ -98,7 +100,7 @@ class Subject:
 def _parts(artefact: Artefact, name: str) -> GraphParts:
     path = artefact.graph_path(name)
     model, flat = ir.load(path), inline_layers(ir.load(path))
-    strangers = [n.name for n in flat.graph if n.domain != DOMAIN]
+    strangers = [n.name for n in flat.graph if n.domain != DOMAIN or n.op_type not in ALL_OPS]
     if strangers:
         raise ParityError(
             "the graph computes outside the ds4 ops",
@@ -107,10 +109,7 @@ def _parts(artefact: Artefact, name: str) -> GraphParts:
             expected="ds4 nodes only",
             hint="export again with this version of ds4export",
         )
-    nodes = tuple(
-        OpNode(name, n.name or "", n.op_type, _names(n.inputs), _names(n.outputs))
-        for n in flat.graph
-    )
+    nodes = tuple(_op_node(name, node) for node in flat.graph)
     halves = tuple(
         Half(name, n.name or "", n.op_type, _names(n.inputs), _names(n.outputs))
         for n in model.graph
@@ -123,6 +122,13 @@ def _parts(artefact: Artefact, name: str) -> GraphParts:
         if key not in weights and value.const_value is not None
     }
     return GraphParts(name, model, flat, nodes, halves, constants)
+
+
+def _op_node(graph: str, node: ir.Node) -> OpNode:
+    names = ALL_OPS[node.op_type].attributes()
+    attributes = tuple(node.attributes[a].value for a in names if a in node.attributes)
+    inputs, outputs = _names(node.inputs), _names(node.outputs)
+    return OpNode(graph, node.name or "", node.op_type, attributes, inputs, outputs)
 
 
 def _names(values: Iterable[ir.Value | None]) -> tuple[str, ...]:

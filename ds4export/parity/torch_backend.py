@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ds4export.model.weights import array_from_tensor, tensor_from_array
@@ -81,8 +80,7 @@ class TorchBackend:
         return TorchEndToEnd(self, num_slots, max_context)
 
     def run_op(self, node: OpNode, inputs: Sequence[Array]) -> list[Array]:
-        found = next(n for n in self.subject.graphs[node.graph].flat.graph if n.name == node.path)
-        return _call(found, list(inputs))
+        return _call(node.op, node.attributes, list(inputs))
 
     def run_half(self, half: Half, inputs: Sequence[Array]) -> list[Array]:
         model = self.subject.graphs[half.graph].model
@@ -90,7 +88,9 @@ class TorchBackend:
         function = model.functions[call.op_identifier()]
         values = dict(zip(function.inputs, inputs, strict=True))
         for node in function:
-            made = _call(node, [values[v] for v in node.inputs if v is not None])
+            op = ALL_OPS[node.op_type]
+            attributes = tuple(node.attributes[name].value for name in op.attributes())
+            made = _call(op.name, attributes, [values[v] for v in node.inputs if v is not None])
             values |= zip(node.outputs, made, strict=True)
         return [values[v] for v in function.outputs]
 
@@ -98,12 +98,10 @@ class TorchBackend:
         self, graph: str, feeds: Mapping[str, Array], taps: Sequence[str]
     ) -> dict[str, Array]:
         values: dict[str, Array] = dict(feeds)
-        for node in self.subject.graphs[graph].flat.graph:
-            inputs = [
-                self._value(graph, v.name or "", values) for v in node.inputs if v is not None
-            ]
-            made = _call(node, inputs)
-            values |= {v.name or "": a for v, a in zip(node.outputs, made, strict=True)}
+        for node in self.subject.graphs[graph].nodes:
+            inputs = [self._value(graph, name, values) for name in node.inputs]
+            made = _call(node.op, node.attributes, inputs)
+            values |= zip(node.outputs, made, strict=True)
         return {name: values[name] for name in taps}
 
     def _value(self, graph: str, name: str, values: Mapping[str, Array]) -> Array:
@@ -112,10 +110,9 @@ class TorchBackend:
         return fixed
 
 
-def _call(node: ir.Node, inputs: list[Array]) -> list[Array]:
-    op = ALL_OPS[node.op_type]
-    attributes = tuple(node.attributes[name].value for name in op.attributes())
-    call = call_reference(op, tuple(tensor_from_array(_writable(a)) for a in inputs), attributes)
+def _call(name: str, attributes: tuple[Any, ...], inputs: list[Array]) -> list[Array]:
+    tensors = tuple(tensor_from_array(_writable(a)) for a in inputs)
+    call = call_reference(ALL_OPS[name], tensors, attributes)
     return [array_from_tensor(t) for t in call.outputs]
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ds4export.artefact import open_artefact_folder
+from ds4export.errors import RuntimeInputError
 from ds4export.model.weights import array_from_tensor, tensor_from_array
 from ds4export.parity.backends import DEFAULT, check_backend, open_backend
 from ds4export.parity.bisect import first_divergence
@@ -21,12 +22,14 @@ from ds4export.parity.end_to_end import EndToEndTally, check_step
 from ds4export.parity.half_level import HalfTally, check_half
 from ds4export.parity.noise import ReorderedOps
 from ds4export.parity.op_level import OpLevel
+from ds4export.parity.recorded import open_vectors, write_dump
 from ds4export.parity.records import OrderProblem, Record, make_record, state_feeds, step_feeds
 from ds4export.parity.reference import Recorder, open_reference_checkpoint, reference_model
 from ds4export.parity.results import COVERAGE, FAILED, OP, PASSED, SKIPPED, Check, Report
 from ds4export.parity.scenario import LateStart, Scenario, make_scenario, synthetic_rows
 from ds4export.parity.subject import MAIN, MTP, Subject
 from ds4export.parity.tally import Tally
+from ds4export.parity.vectors import VectorTally, check_vectors
 from ds4export.report import Reporter, format_count
 from ds4export.runtime.torch_runner import TorchRunner
 from ds4export.state import layer_state
@@ -55,6 +58,7 @@ def verify_artefact(path: Path, options: VerifyOptions, reporter: Reporter) -> R
     """
     started = time.perf_counter()
     check_backend(options.backend)
+    check_options(options)
     with reporter.stage("open") as stage:
         session = _Session(path, options)
         stage.done(*session.facts())
@@ -67,7 +71,24 @@ def verify_artefact(path: Path, options: VerifyOptions, reporter: Reporter) -> R
         stage.done(
             format_count(len(scenario.steps), "step"), format_count(scenario.num_tokens, "token")
         )
+    if options.vectors is not None:
+        with reporter.stage("vectors") as stage:
+            stage.done(*session.vectors(options.vectors, options.dump))
     return session.report(time.perf_counter() - started)
+
+
+def check_options(options: VerifyOptions) -> None:
+    """Refuse options that do not go together, before any work.
+
+    Raises:
+        RuntimeInputError: `dump` without `vectors`, or `vectors` with `layers`.
+    """
+    if options.dump is not None and options.vectors is None:
+        raise RuntimeInputError(
+            "--dump needs recorded inputs to start from", hint="add --vectors DIR"
+        )
+    if options.vectors is not None and options.layers is not None:
+        raise RuntimeInputError("--vectors needs the whole model", hint="leave --layers out")
 
 
 class _Session:
@@ -99,6 +120,7 @@ class _Session:
         self.whole = EndToEndTally(self.official)
         self.problems: list[Check] = []
         self.line = ""  # the first divergence of the whole run
+        self.recorded = VectorTally()
 
     def facts(self) -> Sequence[str]:
         manifest = self.subject.manifest
@@ -173,6 +195,16 @@ class _Session:
         if all(c.name != name for c in self.problems):
             self.problems.append(Check(OP, name, FAILED, problem.sentence))
 
+    def vectors(self, folder: Path, dump: Path | None) -> Sequence[str]:
+        """Compare with recorded vectors; returns the facts of the stage line."""
+        opened = open_vectors(folder, official=self.official)
+        self.recorded = check_vectors(self.subject, self.backend, opened)
+        facts = [format_count(len(self.recorded.found), "key")]
+        if dump is not None:
+            path = write_dump(dump, official=self.official, arrays=self.recorded.computed)
+            facts.append(f"{len(self.recorded.computed)} tensors in {path}")
+        return facts
+
     def _load(self, start: LateStart) -> None:
         """Synthetic state of a late sequence, the same everywhere."""
         c = self.config
@@ -201,7 +233,8 @@ class _Session:
         """Everything found, as one frozen value."""
         checks = [*_coverage_checks(self.coverage), *self.problems]
         checks += [*self.whole.checks(), *self.halves.checks(), *self.ops.checks()]
-        line = self.ops.first() or self.line
+        checks += self.recorded.checks()
+        line = self.ops.first() or self.line or self.recorded.first()
         return Report(
             artefact=str(self.path),
             artefact_hash=self.subject.manifest.hash,
