@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from ds4export.runtime.runner import Limits, Runner, StepInputs
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
+AnyInts = NDArray[np.integer[Any]]
 
 
 @dataclass(frozen=True)
@@ -25,11 +27,11 @@ class Scores:
 
 def score(
     runner: Runner,
-    ids: Ints,
+    ids: AnyInts,
     *,
     prefill: int,
     chunk: int | None = None,
-    lengths: Ints | None = None,
+    lengths: AnyInts | None = None,
     with_mtp: bool = False,
     slots: Ints | None = None,
     advance: Callable[[int], None] = lambda _: None,
@@ -38,10 +40,10 @@ def score(
 
     Args:
         runner: its slots 0..B-1 are used unless `slots` are given; each row starts at position 0.
-        ids: INT64 [B, T]; what stands beyond a row's length is not looked at.
+        ids: integers [B, T]; what stands beyond a row's length is not looked at.
         prefill: the first `prefill` tokens go in chunks, the rest one by one.
         chunk: tokens per chunk; the whole prefill by default.
-        lengths: INT64 [B], the whole T by default.
+        lengths: integers [B], the whole T by default.
         with_mtp: also run the MTP block: position t is fed with the id at t + 1.
         slots: INT64 [B].
         advance: called with the number of tokens done.
@@ -52,21 +54,21 @@ def score(
     """
     batch, tokens = _shape(ids)
     _check(runner, tokens, prefill, chunk, with_mtp)
-    lengths = _lengths(np.full(batch, tokens) if lengths is None else lengths, batch, tokens)
+    ends = _lengths(np.full(batch, tokens) if lengths is None else lengths, batch, tokens)
     slots = np.arange(batch, dtype=np.int64) if slots is None else slots
-    ids = np.where(np.arange(tokens) < lengths[:, None], ids, 0)
-    next_ids = np.roll(ids, -1, 1)  # the last position's is never used
+    known_ids = np.where(np.arange(tokens) < ends[:, None], ids, 0).astype(np.int64)
+    next_ids = np.roll(known_ids, -1, 1)  # the last position's is never used
     logits = np.full((batch, tokens, runner.limits.vocab_size), np.nan, np.float32)
     mtp = np.full_like(logits, np.nan) if with_mtp else None
     for at, width in _cuts(tokens, prefill, chunk):
-        rows = np.flatnonzero(lengths > at)
+        rows = np.flatnonzero(ends > at)
         if len(rows):
             place = _Place(runner.limits, slots[rows], rows, at, width)
-            num_new = np.clip(lengths[rows] - at, 0, width)
-            result = runner.step(place.inputs(ids, num_new))
+            num_new = np.clip(ends[rows] - at, 0, width)
+            result = runner.step(place.inputs(known_ids, num_new))
             place.store(logits, result.logits, num_new)
             if mtp is not None:
-                known = np.clip(lengths[rows] - 1 - at, 0, width)
+                known = np.clip(ends[rows] - 1 - at, 0, width)
                 found = runner.mtp_step(place.inputs(next_ids, known), result.streams)
                 place.store(mtp, found.logits, known)
         advance(width)
@@ -114,7 +116,7 @@ class _Place:
             out[row, self.at : self.at + count] = values[:count]
 
 
-def _shape(ids: Ints) -> tuple[int, int]:
+def _shape(ids: AnyInts) -> tuple[int, int]:
     if ids.ndim != 2 or ids.dtype.kind not in "iu" or 0 in ids.shape:
         raise RuntimeInputError(
             "ids are not a table of token ids",
@@ -124,7 +126,7 @@ def _shape(ids: Ints) -> tuple[int, int]:
     return ids.shape[0], ids.shape[1]
 
 
-def _lengths(lengths: Ints, batch: int, tokens: int) -> Ints:
+def _lengths(lengths: AnyInts, batch: int, tokens: int) -> Ints:
     """As INT64, whatever integers came: differences of small or unsigned ones would wrap."""
     fits = lengths.shape == (batch,) and lengths.dtype.kind in "iu"
     if not fits or lengths.min() < 0 or lengths.max() > tokens:

@@ -52,7 +52,7 @@ def score_files(
     ):
         scores = score(
             model.runner,
-            ids.astype(np.int64),
+            ids,
             prefill=prefill,
             chunk=chunk,
             lengths=lengths,

@@ -50,7 +50,6 @@ def checkpoint_of(name: str) -> Path:
     return NANO if name == "nano" else recorded(name)
 
 
-@cache
 def exported(
     name: str,
     *,
@@ -59,6 +58,13 @@ def exported(
     self_contained: bool = False,
 ) -> Path:
     """The artefact of a recorded checkpoint, or of nano. Shared: take a copy to change it."""
+    return _exported(name, official, layers, self_contained)
+
+
+@cache
+def _exported(
+    name: str, official: bool, layers: tuple[int, int] | None, self_contained: bool
+) -> Path:
     chosen = "all" if layers is None else f"{layers[0]}-{layers[1]}"
     target = _root() / f"{name}-{'official' if official else 'float32'}-{chosen}-{self_contained}"
     options = ExportOptions(
@@ -78,9 +84,9 @@ def open_runner(folder: Path, *, slots: int = SLOTS, context: int = CONTEXT) -> 
 
 
 @cache
-def shared_runner(name: str, *, official: bool = False) -> OnnxRunner:
-    """The runner of a whole model; what its slots hold is whatever the tests before have left there."""
-    return open_runner(exported(name, official=official))
+def shared_runner(name: str) -> OnnxRunner:
+    """The float32 runner of a whole model; its slots hold whatever the tests before have left there."""
+    return open_runner(exported(name))
 
 
 def copy_artefact(source: Path, target: Path) -> Path:

@@ -93,7 +93,8 @@ def test_without_prefill_every_token_is_a_step() -> None:
 
 
 def test_lengths_of_any_integer_type_and_progress() -> None:
-    runner, seen = shared_runner("tiny-base"), []
+    runner = shared_runner("tiny-base")
+    seen: list[int] = []
     ids = np.ones((2, 9), np.int64)
     lengths = np.array([3, 9], np.uint8)
     got = score(runner, ids, prefill=6, chunk=4, lengths=lengths, advance=seen.append)
