@@ -59,8 +59,8 @@ class CheckpointSummary:
             ("layers", f"{sum(self.layers_by_kind.values())}: {kinds}"),
             ("hash layers", str(self.num_hash_layers)),
             ("MTP blocks", f"{self.num_mtp_blocks}" + ("" if self.complete else ", incomplete")),
-            ("parameters", _billions(self.num_parameters)),
-            ("without MTP", _billions(self.num_parameters_without_mtp)),
+            ("parameters", _parameter_count(self.num_parameters)),
+            ("without MTP", _parameter_count(self.num_parameters_without_mtp)),
             ("experts", self.expert_dtype),
             ("FP8 scales", self.scale_dtype),
             ("shards", str(self.num_shards)),
@@ -155,5 +155,6 @@ def _parameters(ref: TensorRef) -> int:
     return prod(ref.shape) * (2 if ref.dtype == "I8" else 1)
 
 
-def _billions(count: int) -> str:
-    return f"{count:,} ({count / 1e9:.2f} B)"
+def _parameter_count(count: int) -> str:
+    short = f"{count / 1e9:.2f} B" if count >= 10**8 else f"{count / 1e6:.2f} M"
+    return f"{count:,} ({short})"
