@@ -169,7 +169,7 @@ def test_two_exports_differ_in_their_date_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"layers": range(0, 6)}, "the layer range 0:6 is not one of this model"),
+        ({"layers": range(6)}, "the layer range 0:6 is not one of this model"),
         ({"layers": range(2, 2)}, "the layer range 2:2 is not one of this model"),
         ({"layers": range(3, 1)}, "the layer range 3:1 is not one of this model"),
         ({"max_context": 0}, "--max-context is out of range"),
@@ -249,9 +249,10 @@ def test_an_interrupted_export_leaves_nothing(
         raise KeyboardInterrupt
 
     options = ExportOptions(official=False, layers=range(1), self_contained=moment == "copying")
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(owner, name, interrupted)
-        export_checkpoint(recorded("tiny-a"), tmp_path / "out", options, quiet())
+        with pytest.raises(KeyboardInterrupt):
+            export_checkpoint(recorded("tiny-a"), tmp_path / "out", options, quiet())
     assert list(tmp_path.iterdir()) == []
     export_checkpoint(recorded("tiny-a"), tmp_path / "out", options, quiet())
     open_artefact_folder(tmp_path / "out")
@@ -301,7 +302,7 @@ def test_a_killed_export_leaves_nothing_that_looks_finished(
     else:
         assert process.returncode == -number
         assert [path.name.startswith(".out.partial-") for path in left] == [True]
-        with pytest.raises(ArtefactError, match="`manifest.json` does not exist"):
+        with pytest.raises(ArtefactError, match=r"`manifest\.json` does not exist"):
             open_artefact_folder(left[0])
     with pytest.raises(ArtefactError, match="the artefact is not a folder"):
         open_artefact_folder(target)

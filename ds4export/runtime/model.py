@@ -7,7 +7,7 @@ with open_artefact("out/nano") as model:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -128,7 +128,7 @@ class Model:
 
     def stream_ids(
         self, prompt: Sequence[int], *, max_new_tokens: int, sampling: Sampling | None = None
-    ) -> Iterator[int]:
+    ) -> Generator[int]:
         """Ids one by one, until EOS (not yielded), max_new_tokens or the end of the cache.
 
         Raises:
@@ -153,7 +153,7 @@ class Model:
 
     def stream(
         self, prompt: str, *, max_new_tokens: int, sampling: Sampling | None = None
-    ) -> Iterator[str]:
+    ) -> Generator[str]:
         """Pieces of text; bytes of a character that is not complete yet are held back."""
         ids, pieces = self.encode(prompt), Pieces(self.tokenizer)
         for token in self.stream_ids(ids, max_new_tokens=max_new_tokens, sampling=sampling):

@@ -165,7 +165,7 @@ def test_a_damaged_shard_is_named(tmp_path: Path, damage: str) -> None:
         shard.write_bytes(content[:-1])
     elif damage == "a folder":
         shard.mkdir()
-    with pytest.raises(ArtefactError, match="shard `model-00002-of-00003.safetensors`") as caught:
+    with pytest.raises(ArtefactError, match="shard `model-00002-of-00003") as caught:
         open_artefact_folder(exported("tiny-a"), folder)
     assert str(shard) in caught.value.where
     assert str(exported("tiny-a")) in caught.value.expected
