@@ -24,6 +24,7 @@ PACKAGE = ROOT / "ds4export"
 # Names on one line are one stage. A new module of ds4export gets its place here.
 ORDER = (
     ("errors", "report", "doctor"),
+    ("ptxhost",),
     ("config",),
     ("state",),
     ("checkpoint",),
@@ -44,6 +45,7 @@ TORCH_FREE = (
     "errors",
     "report",
     "doctor",
+    "ptxhost",
     "config",
     "state",
     "checkpoint",

@@ -1,0 +1,96 @@
+"""Where the compiler, cuobjdump and TensorRT's headers are: installed ones first, then those from the package index.
+
+Owns the search and its refusal. Installing is the business of scripts/build_plugins.py.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from ds4export.errors import ToolchainError
+
+REPOSITORY = Path(__file__).parent.parent.parent
+PLUGINS = REPOSITORY / "plugins"
+BUILD = REPOSITORY / "build"
+PACKAGES = BUILD / "toolchain"  # filled by pip --target, see plugins/toolchain.txt
+CUDA_PACKAGES = PACKAGES / "nvidia" / "cu13"
+
+
+@dataclass(frozen=True)
+class Toolchain:
+    """Paths that exist; `nvcc_version` is what nvcc says of itself."""
+
+    nvcc: Path
+    nvcc_version: str
+    cuda_include: Path
+    cuobjdump: Path
+    tensorrt_include: Path
+
+
+def find_toolchain() -> Toolchain:
+    """Everything that building and checking plugins needs, or one sentence that says what is missing."""
+    nvcc = _program("nvcc", "a CUDA compiler")
+    release = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+    return Toolchain(
+        nvcc=nvcc,
+        nvcc_version=release.split(", V")[-1].split()[0],
+        cuda_include=_folder("cuda_runtime_api.h", [_include_of(nvcc), CUDA_PACKAGES / "include"]),
+        cuobjdump=_program("cuobjdump", "cuobjdump of the CUDA toolkit"),
+        tensorrt_include=_folder("NvInfer.h", _tensorrt_folders()),
+    )
+
+
+def missing() -> list[str]:
+    """Which of the two requirement files of plugins/ must be installed: the compiler, the tools and headers."""
+    compiler = [] if _found("nvcc") else ["compiler.txt"]
+    headers = any((f / "NvInfer.h").is_file() for f in _tensorrt_folders())
+    return compiler + ([] if headers and _found("cuobjdump") else ["toolchain.txt"])
+
+
+def _found(name: str) -> Path | None:
+    packaged = CUDA_PACKAGES / "bin" / name
+    if packaged.is_file():
+        packaged.chmod(packaged.stat().st_mode | 0o111)
+    installed = shutil.which(name)
+    return Path(installed).resolve() if installed else packaged if packaged.is_file() else None
+
+
+def _program(name: str, what: str) -> Path:
+    path = _found(name)
+    if path:
+        return path
+    raise ToolchainError(
+        f"`{name}` is not installed",
+        where=f"PATH and {CUDA_PACKAGES / 'bin'}",
+        expected=what,
+        hint="`make plugins` installs it from the package index",
+    )
+
+
+def _include_of(nvcc: Path) -> Path:
+    """A wrapper on PATH may stand elsewhere than its toolkit; a dry run tells."""
+    told = subprocess.run(
+        [nvcc, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True, check=False
+    ).stderr
+    top = next((line.split("TOP=")[1] for line in told.splitlines() if "TOP=" in line), "")
+    return Path(top) / "include"
+
+
+def _tensorrt_folders() -> list[Path]:
+    root = os.environ.get("TENSORRT_ROOT")
+    return [*([Path(root) / "include"] if root else []), PACKAGES / "kernel_lens/include/tensorrt"]
+
+
+def _folder(header: str, folders: list[Path]) -> Path:
+    for folder in folders:
+        if (folder / header).is_file():
+            return folder
+    raise ToolchainError(
+        f"`{header}` is not installed",
+        where=", ".join(map(str, folders)),
+        hint="`make plugins` installs it from the package index, or set TENSORRT_ROOT",
+    )

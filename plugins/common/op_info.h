@@ -1,0 +1,38 @@
+// One op as the shell sees it. The table in op_table.h is generated from ds4export/ops.
+#pragma once
+#include <span>
+
+#include "tensor.h"
+
+namespace ds4 {
+
+struct InputInfo {
+  char const* name;
+  Type type;
+};
+
+// `shape`: one term per axis: `x.1` an axis of an input, `heads` an attribute, a product `q.2*q.3` or a quotient
+// `x.2/heads`; `x[:]` is all axes of x, `x[:-1]` all but the last.
+struct OutputInfo {
+  char const* name;
+  Type type;
+  int alias;  // the input whose buffer it may share, or -1
+  char const* shape;
+};
+
+enum class AttributeType : uint8_t { INTEGER, REAL, TEXT };
+
+struct AttributeInfo {
+  char const* name;
+  AttributeType type;
+};
+
+struct OpInfo {
+  char const* name;
+  char const* version;
+  std::span<InputInfo const> inputs;
+  std::span<OutputInfo const> outputs;
+  std::span<AttributeInfo const> attributes;
+};
+
+}  // namespace ds4

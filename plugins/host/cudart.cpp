@@ -1,0 +1,255 @@
+// A stand-in for libcudart.so.13, for tests: device memory is host memory, a stream is the calling thread, and a launch
+// runs the translated kernel to its end before it returns.
+//
+// Owns the part of the runtime that plugin libraries use; what is missing is an undefined symbol that the loader names.
+// Errors that a GPU would report are returned; what cannot be played ends the process with its name. Cannot show the
+// order of streams, time, or kernels that were shipped without PTX.
+#include <cuda_runtime_api.h>
+
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <string>
+
+#include "block.h"
+#include "kernel_table.h"
+
+namespace {
+
+constexpr unsigned MAX_GRID_YZ = 65535, MAX_BLOCK_THREADS = 1024;
+constexpr size_t DEFAULT_DYNAMIC_SHARED = 48 << 10;
+
+struct Function {
+  ds4::host::Kernel const* kernel = nullptr;  // null: it was not translated
+  std::string name;
+  size_t most_dynamic_shared = DEFAULT_DYNAMIC_SHARED;
+  long num_launches = 0;
+};
+
+// By the address of the host stub. Never destroyed: libraries unregister after static destructors have run.
+std::map<void const*, Function>& functions() {
+  static auto& all = *new std::map<void const*, Function>;
+  return all;
+}
+
+struct Event {
+  std::chrono::steady_clock::time_point at;
+};
+
+struct Configuration {
+  dim3 grid, block;
+  size_t dynamic_shared;
+  cudaStream_t stream;
+};
+
+thread_local cudaError_t last_error = cudaSuccess;
+thread_local Configuration pushed;
+
+cudaError_t answer(cudaError_t code) {
+  if (code != cudaSuccess) last_error = code;
+  return code;
+}
+
+[[noreturn]] void cannot_play(char const* what, long number) {
+  std::fprintf(stderr, "stand-in CUDA runtime: cannot play %s %ld\n", what, number);
+  std::abort();
+}
+
+// Set by the plugin host for each job, never by users.
+long setting(char const* name, long otherwise) {
+  char const* const text = std::getenv(name);
+  return text ? std::strtol(text, nullptr, 10) : otherwise;
+}
+
+long capability() { return setting("DS4_HOST_CAPABILITY", 80); }
+
+size_t most_shared() {
+  long const c = capability();
+  if (c == 80 || c == 87) return 163 << 10;
+  return (c >= 90 && c < 120 ? 227 : 99) << 10;
+}
+
+Function* function(void const* stub) {
+  auto const found = functions().find(stub);
+  return found == functions().end() || !found->second.kernel ? nullptr : &found->second;
+}
+
+ds4::host::Schedule schedule() {
+  return {static_cast<ds4::host::Schedule::Order>(setting("DS4_HOST_ORDER", 0)), setting("DS4_HOST_COPIES_AT_ISSUE", 0) != 0};
+}
+
+cudaError_t launch(void const* stub, dim3 grid, dim3 block, void** arguments, size_t dynamic_shared) {
+  Function* const f = function(stub);
+  if (!f) return cudaErrorInvalidDeviceFunction;
+  unsigned const most_threads = f->kernel->max_threads ? f->kernel->max_threads : MAX_BLOCK_THREADS;
+  unsigned long const num_threads = 1ul * block.x * block.y * block.z;
+  if (!num_threads || num_threads > most_threads || block.z > 64) return cudaErrorInvalidConfiguration;
+  if (!grid.x || !grid.y || !grid.z || grid.x > 0x7fffffffu || grid.y > MAX_GRID_YZ || grid.z > MAX_GRID_YZ) {
+    return cudaErrorInvalidConfiguration;
+  }
+  // Dynamic memory begins at a multiple of 16 after the static part.
+  size_t const shared = f->kernel->static_shared_bytes + dynamic_shared;
+  if (dynamic_shared > f->most_dynamic_shared || shared > most_shared()) return cudaErrorInvalidValue;
+  ++f->num_launches;
+  ds4::host::run({f->name.c_str(), f->kernel->code, {grid.x, grid.y, grid.z}, {block.x, block.y, block.z}, shared, arguments},
+                 schedule());
+  return cudaSuccess;
+}
+
+}  // namespace
+
+extern "C" {
+
+// What nvcc's generated code calls.
+void** __cudaRegisterFatBinary(void* binary) { return static_cast<void**>(binary); }
+void __cudaRegisterFatBinaryEnd(void**) {}
+void __cudaUnregisterFatBinary(void**) {}
+char __cudaInitModule(void**) { return 0; }
+
+void __cudaRegisterFunction(void**, char const* stub, char*, char const* name, int, uint3*, uint3*, dim3*, dim3*, int*) {
+  Function f{nullptr, name, DEFAULT_DYNAMIC_SHARED, 0};
+  for (auto const* k = ds4::host::first_kernel(); k; k = k->next) {
+    if (f.name == k->name) f.kernel = k;
+  }
+  functions()[stub] = f;
+}
+
+unsigned __cudaPushCallConfiguration(dim3 grid, dim3 block, size_t dynamic_shared, cudaStream_t stream) {
+  pushed = {grid, block, dynamic_shared, stream};
+  return 0;
+}
+
+cudaError_t __cudaPopCallConfiguration(dim3* grid, dim3* block, size_t* dynamic_shared, void* stream) {
+  *grid = pushed.grid;
+  *block = pushed.block;
+  *dynamic_shared = pushed.dynamic_shared;
+  *static_cast<cudaStream_t*>(stream) = pushed.stream;
+  return cudaSuccess;
+}
+
+cudaError_t __cudaGetKernel(cudaKernel_t* kernel, void const* stub) {
+  *kernel = static_cast<cudaKernel_t>(const_cast<void*>(stub));
+  return cudaSuccess;
+}
+
+cudaError_t __cudaLaunchKernel(cudaKernel_t kernel, dim3 grid, dim3 block, void** arguments, size_t shared, cudaStream_t) {
+  return answer(launch(kernel, grid, block, arguments, shared));
+}
+
+cudaError_t cudaLaunchKernel(void const* stub, dim3 grid, dim3 block, void** arguments, size_t shared, cudaStream_t) {
+  return answer(launch(stub, grid, block, arguments, shared));
+}
+
+cudaError_t cudaLaunchKernelExC(cudaLaunchConfig_t const* config, void const* stub, void** arguments) {
+  for (unsigned i = 0; i < config->numAttrs; ++i) {
+    if (config->attrs[i].id != cudaLaunchAttributeProgrammaticStreamSerialization) cannot_play("launch attribute", config->attrs[i].id);
+  }
+  return answer(launch(stub, config->gridDim, config->blockDim, arguments, config->dynamicSmemBytes));
+}
+
+cudaError_t cudaFuncSetAttribute(void const* stub, cudaFuncAttribute attribute, int value) {
+  Function* const f = function(stub);
+  if (!f) return answer(cudaErrorInvalidDeviceFunction);
+  if (attribute == cudaFuncAttributePreferredSharedMemoryCarveout) return cudaSuccess;
+  if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) cannot_play("function attribute", attribute);
+  if (value < 0 || f->kernel->static_shared_bytes + static_cast<size_t>(value) > most_shared()) return answer(cudaErrorInvalidValue);
+  f->most_dynamic_shared = static_cast<size_t>(value);
+  return cudaSuccess;
+}
+
+cudaError_t cudaGetLastError() {
+  cudaError_t const code = last_error;
+  last_error = cudaSuccess;
+  return code;
+}
+cudaError_t cudaPeekAtLastError() { return last_error; }
+char const* cudaGetErrorName(cudaError_t code) { return code == cudaSuccess ? "cudaSuccess" : "cudaError"; }
+char const* cudaGetErrorString(cudaError_t code) {
+  switch (code) {
+    case cudaSuccess: return "no error";
+    case cudaErrorInvalidValue: return "invalid argument";
+    case cudaErrorInvalidConfiguration: return "invalid configuration argument";
+    case cudaErrorInvalidDeviceFunction: return "invalid device function";
+    case cudaErrorMemoryAllocation: return "out of memory";
+    default: return "an error that the stand-in runtime does not name";
+  }
+}
+
+// Exactly the bytes asked for, so that AddressSanitizer sees the first one past them; all NaN.
+cudaError_t cudaMalloc(void** out, size_t num_bytes) {
+  if (posix_memalign(out, 256, num_bytes ? num_bytes : 1)) return answer(cudaErrorMemoryAllocation);
+  std::memset(*out, 0xff, num_bytes);
+  return cudaSuccess;
+}
+cudaError_t cudaFree(void* at) {
+  std::free(at);
+  return cudaSuccess;
+}
+cudaError_t cudaMemcpy(void* to, void const* from, size_t num_bytes, cudaMemcpyKind) {
+  std::memmove(to, from, num_bytes);
+  return cudaSuccess;
+}
+cudaError_t cudaMemcpyAsync(void* to, void const* from, size_t num_bytes, cudaMemcpyKind kind, cudaStream_t) {
+  return cudaMemcpy(to, from, num_bytes, kind);
+}
+cudaError_t cudaMemset(void* at, int value, size_t num_bytes) {
+  std::memset(at, value, num_bytes);
+  return cudaSuccess;
+}
+cudaError_t cudaMemsetAsync(void* at, int value, size_t num_bytes, cudaStream_t) { return cudaMemset(at, value, num_bytes); }
+
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* out, unsigned) {
+  *out = static_cast<cudaStream_t>(std::malloc(1));
+  return cudaSuccess;
+}
+cudaError_t cudaStreamCreate(cudaStream_t* out) { return cudaStreamCreateWithFlags(out, 0); }
+cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+  std::free(stream);
+  return cudaSuccess;
+}
+cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) { return cudaSuccess; }
+cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
+
+cudaError_t cudaEventCreate(cudaEvent_t* out) {
+  *out = reinterpret_cast<cudaEvent_t>(new Event);
+  return cudaSuccess;
+}
+cudaError_t cudaEventDestroy(cudaEvent_t event) {
+  delete reinterpret_cast<Event*>(event);
+  return cudaSuccess;
+}
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t) {
+  reinterpret_cast<Event*>(event)->at = std::chrono::steady_clock::now();
+  return cudaSuccess;
+}
+cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
+cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t begin, cudaEvent_t end) {
+  auto const passed = reinterpret_cast<Event*>(end)->at - reinterpret_cast<Event*>(begin)->at;
+  *ms = std::chrono::duration<float, std::milli>(passed).count();
+  return cudaSuccess;
+}
+
+cudaError_t cudaGetDevice(int* device) {
+  *device = 0;
+  return cudaSuccess;
+}
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  switch (attribute) {
+    case cudaDevAttrComputeCapabilityMajor: *value = static_cast<int>(capability() / 10); break;
+    case cudaDevAttrComputeCapabilityMinor: *value = static_cast<int>(capability() % 10); break;
+    case cudaDevAttrMultiProcessorCount: *value = static_cast<int>(setting("DS4_HOST_MULTIPROCESSORS", 108)); break;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = static_cast<int>(most_shared()); break;
+    default: cannot_play("device attribute", attribute);
+  }
+  return cudaSuccess;
+}
+
+// For the plugin host alone: calls `visit` for each kernel that was registered. The real runtime has no such entry.
+void cudaStandInVisitKernels(void (*visit)(void* context, char const* name, int translated, long num_launches), void* context) {
+  for (auto const& [stub, f] : functions()) visit(context, f.name.c_str(), f.kernel != nullptr, f.num_launches);
+}
+
+}  // extern "C"

@@ -1,0 +1,26 @@
+// One line per op that has a kernel. DS4_OP_WITH_WORKSPACE is for ops that also define `workspace_bytes`.
+#include "common/registry.h"
+
+#include "common/op_table.h"
+
+namespace ds4 {
+namespace {
+
+size_t no_workspace(Call const&) { return 0; }
+
+}  // namespace
+
+#define DS4_OP(op) \
+  {&op::INFO, [](Call const& call) { return op::launch(op::Args(call)); }, no_workspace}
+#define DS4_OP_WITH_WORKSPACE(op) \
+  {&op::INFO, [](Call const& call) { return op::launch(op::Args(call)); }, \
+   [](Call const& call) { return op::workspace_bytes(op::Args(call)); }}
+
+std::span<RegisteredOp const> registered_ops() {
+  static RegisteredOp const ops[] = {
+      DS4_OP(moe_combine),
+  };
+  return ops;
+}
+
+}  // namespace ds4

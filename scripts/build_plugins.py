@@ -1,0 +1,67 @@
+"""Build libds4plugins with CMake and ninja.
+
+    python scripts/build_plugins.py [--architectures 80 90 ...]
+
+What this machine lacks (nvcc, cuobjdump, TensorRT's headers) is installed from the package index into build/toolchain
+first. Prints the library, its size and the time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+
+from ds4export.errors import ToolchainError
+from ds4export.ptxhost.toolchain import BUILD, PACKAGES, PLUGINS, find_toolchain, missing
+
+ARCHITECTURES = ("80", "86", "89", "90", "100", "120")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument(
+        "--architectures", nargs="+", default=ARCHITECTURES, help="default: all six"
+    )
+    arguments = parser.parse_args()
+    try:
+        build(arguments.architectures)
+    except ToolchainError as error:
+        sys.exit(f"error: {error}")
+
+
+def build(architectures: tuple[str, ...]) -> None:
+    for requirements in missing():
+        print(
+            f"installing {requirements} into {PACKAGES.relative_to(PACKAGES.parent.parent)}",
+            file=sys.stderr,
+        )
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", PACKAGES]
+        subprocess.run([*pip, "--upgrade", "-r", PLUGINS / requirements], check=True)
+    tools = find_toolchain()
+    fat = tuple(architectures) == ARCHITECTURES
+    folder = BUILD / ("plugins" if fat else "plugins-" + "-".join(architectures))
+    start = time.monotonic()
+    subprocess.run(
+        [
+            *("cmake", "-S", PLUGINS, "-B", folder, "-G", "Ninja"),
+            f"-DDS4_ARCHITECTURES={';'.join(architectures)}",
+            f"-DCMAKE_CUDA_COMPILER={tools.nvcc}",
+            f"-DTENSORRT_INCLUDE_DIR={tools.tensorrt_include}",
+        ],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    subprocess.run(["ninja", "-C", folder, "-j", "2"], check=True, stdout=sys.stderr)
+    for library in sorted(folder.glob("libds4plugins*.so")):
+        size = library.stat().st_size / 1e6
+        print(
+            f"{library}  {size:.1f} MB  {time.monotonic() - start:.0f} s  nvcc {tools.nvcc_version}"
+        )
+
+
+if __name__ == "__main__":
+    main()

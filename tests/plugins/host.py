@@ -1,0 +1,74 @@
+"""The cases of an op, run by its plugin and compared with the reference in official numerics."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import torch
+from torch import Tensor
+
+from ds4export.ops._cases import Gen
+from ds4export.ops._define import Case, OpDef
+from ds4export.ptxhost.plugin_host import Array, Job, PluginHost, Schedule
+from ds4export.ptxhost.toolchain import BUILD
+from tests.kit.compare import Difference, assert_close
+
+FORWARD = Schedule()
+
+
+def library_path() -> Path | None:
+    """The plugin library, if `make plugins` has built it."""
+    return next(iter(sorted(BUILD.glob("plugins/libds4plugins_trt*.so"))), None)
+
+
+def numpy_from(tensor: Tensor) -> Array:
+    tensor = tensor.contiguous()
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return tensor.numpy()
+
+
+def torch_from(array: Array) -> Tensor:
+    if array.dtype == ml_dtypes.bfloat16:
+        return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
+    return torch.from_numpy(array.copy())
+
+
+def arguments_of(op: OpDef, case: Case) -> tuple[list[Tensor], dict[str, Any]]:
+    """Inputs and attributes of a case in official numerics."""
+    made = case.make(Gen(case.name, official=True))
+    num_inputs = len(op.inputs)
+    return list(made[:num_inputs]), dict(zip(op.attributes(), made[num_inputs:], strict=True))
+
+
+def job_of(op: OpDef, inputs: list[Tensor], attributes: dict[str, Any], schedule: Schedule) -> Job:
+    return Job(op.name, op.version, attributes, [numpy_from(x) for x in inputs], schedule)
+
+
+def expected(op: OpDef, inputs: list[Tensor], attributes: dict[str, Any]) -> tuple[Tensor, ...]:
+    made = op.reference(*(x.clone() for x in inputs), *attributes.values())
+    return made if isinstance(made, tuple) else (made,)
+
+
+def check_case(
+    host: PluginHost, op: OpDef, case: Case, schedule: Schedule = FORWARD
+) -> dict[str, Difference]:
+    """Fail unless every output of the plugin is within the op's tolerance of the reference."""
+    inputs, attributes = arguments_of(op, case)
+    got = host.run(job_of(op, inputs, attributes, schedule))
+    want = expected(op, inputs, attributes)
+    assert len(got) == len(want), f"{len(got)} outputs, expected {len(want)}"
+    bound = op.tolerance
+    return {
+        name: assert_close(
+            torch_from(g),
+            w,
+            relative=bound.official,
+            row=bound.row,
+            what=f"{op.name} {case.name}: {name}",
+        )
+        for name, g, w in zip(op.outputs, got, want, strict=True)
+    }
