@@ -87,6 +87,8 @@ class EndToEndTally:
     ) -> None:
         """The reference with reordered sums against itself."""
         for key, value in want.items():
+            if key not in again:
+                continue
             live = live_rows(record.step) if key == LOGITS else live_tokens(record.step)
             found, name = difference(again[key], value, live), _prefix(record) + key
             self.floors[name] = self.floors[name].merged(found) if name in self.floors else found

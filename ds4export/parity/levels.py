@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ds4export.parity.backends import Backend
 from ds4export.parity.coverage import Coverage
 from ds4export.parity.half_level import HalfTally, check_half
-from ds4export.parity.op_level import OpLevel
+from ds4export.parity.op_level import NUM_FLOORS, OpLevel
 from ds4export.parity.records import OrderProblem, Record
 from ds4export.parity.results import COVERAGE, FAILED, OP, PASSED, SKIPPED, Check
 from ds4export.parity.subject import Half, Subject
@@ -17,13 +17,19 @@ from ds4export.parity.tally import Tally
 class Levels:
     """The tallies of one verification; `ops` are those that the verified part of the artefact uses."""
 
-    def __init__(self, subject: Subject, backend: Backend, ops: frozenset[str]) -> None:
+    def __init__(
+        self,
+        subject: Subject,
+        backend: Backend,
+        ops: frozenset[str],
+        num_floors: int = NUM_FLOORS,
+    ) -> None:
         self.subject, self.backend = subject, backend
         official = subject.manifest.official
         self.coverage = Coverage(subject.manifest.config, ops)
         self.ops = Tally(official)
         self.halves = HalfTally(official)
-        self.op_level = OpLevel(subject, backend, self.ops, self.coverage)
+        self.op_level = OpLevel(subject, backend, self.ops, self.coverage, num_floors)
         self.problems: list[Check] = []
 
     def check(self, record: Record, halves: Sequence[Half]) -> None:

@@ -56,7 +56,7 @@ class Tally:
                 if finding.difference.row > entry.finding.difference.row:
                     entry.step = step
                 entry.finding = entry.finding.merged(finding)
-                entry.floor = entry.floor.merged(floor) if entry.floor and floor else floor
+                entry.floor = entry.floor.merged(floor) if entry.floor and floor else entry.floor
                 entry.calls += 1
             if finding.failure and not entry.line:
                 entry.line = first_line(node, finding, step)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +14,10 @@ from ds4export.parity.layer_run import LayerRun, check_layers, layer_ops
 from ds4export.parity.levels import Levels
 from ds4export.parity.recorded import Vectors, open_vectors, write_dump
 from ds4export.parity.reference import open_reference_checkpoint, reference_model
+from ds4export.parity.reference_run import GraphStep, reference_steps
 from ds4export.parity.results import Check, Report
 from ds4export.parity.scenario import make_scenario
-from ds4export.parity.subject import MTP, Subject
+from ds4export.parity.subject import MAIN, MTP, Subject
 from ds4export.parity.vectors import VectorTally, check_vectors
 from ds4export.parity.whole_run import WholeRun
 from ds4export.report import Reporter, format_count
@@ -120,11 +121,8 @@ class Verification:
             self.levels.coverage.step(step.inputs)
         if self.options.layers is None:
             model = reference_model(self.artefact, self.checkpoint, self.available)
-            self.whole = WholeRun(self.levels, model, self.scenario)
             with reporter.progress("steps", count) as advance:
-                for number in range(count):
-                    self.whole.step(number)
-                    advance(1)
+                self.run_whole(reference_steps(model, self.scenario), advance)
             return
         with reporter.progress("steps", count * len(self.options.layers)) as advance:
             for layer in self.options.layers:
@@ -132,6 +130,15 @@ class Verification:
                 for number in range(count):
                     run.step(number)
                     advance(1)
+
+    def run_whole(
+        self, steps: Iterable[GraphStep], advance: Callable[[int], None] = lambda _: None
+    ) -> None:
+        """The whole artefact against steps of the reference, which may have been recorded before."""
+        self.whole = WholeRun(self.levels, self.scenario)
+        for step in steps:
+            self.whole.check(step)
+            advance(int(step.graph == MAIN))
 
     def compare_vectors(self, folder: Path) -> Sequence[str]:
         """Compare with recorded vectors; returns the facts of the stage line."""
