@@ -115,7 +115,7 @@ def _sha256(path: Path) -> str:
 
 
 def _check_tables(manifest: Manifest, path: Path) -> None:
-    """Graph files and weight tables agree: each weight input has a place, each file is listed."""
+    """Graphs, files and weights of the manifest belong together: none lacks another, none is left over."""
     if not {"main"} <= set(manifest.graphs) <= {"main", "mtp"}:
         raise ArtefactError(
             "the artefact has other graphs than this package runs",
@@ -131,6 +131,16 @@ def _check_tables(manifest: Manifest, path: Path) -> None:
                 where=path / MANIFEST,
                 found="nothing",
                 expected=missing,
+                hint="export again",
+            )
+    graph_files = {graph.file for graph in manifest.graphs.values()}
+    for file in manifest.files:
+        if file.endswith(".onnx") and file not in graph_files:
+            raise ArtefactError(
+                f"`{file}` belongs to no graph of the manifest",
+                where=path / MANIFEST,
+                found=", ".join(manifest.graphs),
+                expected="a graph for every ONNX file",
                 hint="export again",
             )
 

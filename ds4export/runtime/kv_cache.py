@@ -44,7 +44,8 @@ def _check_inputs(manifest: Manifest, specs: dict[str, StateSpec]) -> None:
     for name in sorted(found.keys() | expected.keys()):
         if found.get(name) != expected.get(name):
             raise ArtefactError(
-                f"the state `{name}` of the artefact is not that of its config",
+                "a cache of the artefact is not that of its config",
+                where=name,
                 found=found.get(name, "none"),
                 expected=expected.get(name, "none"),
                 hint="export the checkpoint again",

@@ -199,12 +199,15 @@ def open_artefact(
     if not 1 <= context <= manifest.config.max_position_embeddings:
         raise RuntimeInputError(
             "max_context is out of range",
+            where=artefact.path,
             found=context,
             expected=f"1 to {manifest.config.max_position_embeddings} (max_position_embeddings)",
         )
     slots = manifest.max_batch if num_slots is None else num_slots
     if slots < 1:
-        raise RuntimeInputError("num_slots is out of range", found=slots, expected="1 or more")
+        raise RuntimeInputError(
+            "num_slots is out of range", where=artefact.path, found=slots, expected="1 or more"
+        )
     return Model(
         artefact, OnnxRunner(artefact, num_slots=slots, max_context=context, threads=threads)
     )

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ds4export.artefact import Artefact, GraphInfo, TensorInfo
 from ds4export.artefact.manifest import STATE, WEIGHT
-from ds4export.errors import ArtefactError, RuntimeInputError
+from ds4export.errors import ArtefactError, Ds4Error, RuntimeInputError
 from ds4export.runtime.kv_cache import allocate_state
 from ds4export.runtime.ort_values import ort_value
 from ds4export.runtime.runner import Limits, StepInputs, StepResult
@@ -42,7 +42,10 @@ class OnnxRunner:
         manifest = artefact.manifest
         self.artefact = artefact
         self.limits = Limits(manifest.config.vocab_size, num_slots, max_context)
-        self.state = allocate_state(manifest, num_slots, max_context, fill=fill, spare=spare)
+        try:
+            self.state = allocate_state(manifest, num_slots, max_context, fill=fill, spare=spare)
+        except Ds4Error as error:
+            raise error.at(artefact.path) from None
         self._weights: dict[str, NDArray[Any]] = {}
         self._graphs = {
             name: _BoundGraph(self, name, graph, threads) for name, graph in manifest.graphs.items()
@@ -202,7 +205,10 @@ def open_session(artefact: Artefact, graph: str, threads: int) -> ort.InferenceS
     options.log_severity_level = _LOG_FATAL
     path = artefact.graph_path(graph)
     try:
-        return ort.InferenceSession(str(path), options, providers=list(PROVIDERS))
+        # A fallback would print to stdout and try the same provider again.
+        return ort.InferenceSession(
+            str(path), options, providers=list(PROVIDERS), enable_fallback=0
+        )
     except Exception as cause:  # as in `run`
         raise _refused("ONNX Runtime cannot load the graph", path, cause) from None
 
