@@ -83,6 +83,9 @@ struct Shared {
   List list;  // here, not in registers: O takes up to 128 of a thread's 255
 };
 
+// One instruction and a product; 2^-20 relative for the arguments that matter, where P keeps 2^-9.
+__device__ inline float exponential(float x) { return exp2f(x * 1.4426950408889634f); }
+
 // The state of the heads of a tile after a split: maximum and sum of a softmax whose values are `partial`.
 struct Stat {
   float top, total;
@@ -162,37 +165,42 @@ struct Tile {
         multiply_add(sum[C::CHAINS - 1][tile], a[1], b[2], b[3]);
       }
     }
+    // logits = where(valid, logits, -inf), here and not in softmax(): a lane's own condition must not fork its shuffles
 #pragma unroll
     for (int tile = 0; tile < C::KEY_TILES; ++tile) {
+      bf16 const* const* const rows = s.rows[block % 2] + key + tile * MMA_COLUMNS + column;
+      bool const exists[2] = {rows[0] != nullptr, rows[1] != nullptr};
 #pragma unroll
       for (int i = 0; i < 4; i += 2) {
         float x = sum[0][tile][i], y = sum[0][tile][i + 1];
         if constexpr (C::CHAINS == 2) x += sum[1][tile][i], y += sum[1][tile][i + 1];
         float* const to = s.logits + (head + row + i * 4) * C::LOGIT_STRIDE + key + tile * MMA_COLUMNS + column;
-        *reinterpret_cast<float2*>(to) = make_float2(x * scale, y * scale);
+        *reinterpret_cast<float2*>(to) = make_float2(exists[0] ? x * scale : -INFINITY, exists[1] ? y * scale : -INFINITY);
       }
     }
   }
 
   // new_top = maximum(top, logits.amax());  fade = exp(top - new_top);  p = exp(logits - new_top)
-  __device__ void softmax(int block) {
-    bool const first_is = s.rows[block % 2][lane] != nullptr, second_is = s.rows[block % 2][lane + LANES] != nullptr;
+  __device__ void softmax() {
+    float fade = 0;  // as top and total; selections instead of branches on the lane keep the shuffles in one piece
 #pragma unroll
     for (int i = 0; i < C::ROWS_PER_WARP; ++i) {
       int const head = warp * C::ROWS_PER_WARP + i;
       float const first = s.logits[head * C::LOGIT_STRIDE + lane], second = s.logits[head * C::LOGIT_STRIDE + lane + LANES];
-      float new_top = fmaxf(first_is ? first : -INFINITY, second_is ? second : -INFINITY);
+      float new_top = fmaxf(first, second);
       for (int step = LANES / 2; step; step /= 2) new_top = fmaxf(new_top, __shfl_xor_sync(0xffffffffu, new_top, step));
       float const old_top = __shfl_sync(0xffffffffu, top, i);
       new_top = fmaxf(new_top, old_top);
-      float const fade = new_top == old_top ? 1.0f : expf(old_top - new_top);  // a split that has seen no key yet stays empty
-      float const p = first_is ? expf(first - new_top) : 0.0f, p_second = second_is ? expf(second - new_top) : 0.0f;
-      float const sum = warp_sum(p + p_second);
-      if (lane == i) top = new_top, total = total * fade + sum;
+      // -inf: this split has seen no key yet, and stays empty
+      float const base = new_top == -INFINITY ? 0.0f : new_top, row_fade = exponential(old_top - base);
+      float const p = exponential(first - base), p_second = exponential(second - base), sum = warp_sum(p + p_second);
+      top = lane == i ? new_top : top;
+      total = lane == i ? total * row_fade + sum : total;
+      fade = lane == i ? row_fade : fade;
       store_p(head, lane, p);
       store_p(head, lane + LANES, p_second);
-      if (lane == 0) s.fade[head] = fade;
     }
+    if (lane < C::ROWS_PER_WARP) s.fade[warp * C::ROWS_PER_WARP + lane] = fade;
   }
   __device__ void store_p(int head, int key, float p) const {
     s.p[head * BLOCK + swizzled(head, key / PIECE) * PIECE + key % PIECE] = bf16_from(p);
@@ -246,9 +254,9 @@ struct Tile {
       wait_copies<C::CHUNKS - CHUNKS_PER_BLOCK>();
       __syncthreads();  // the queries and this block's keys are here
       multiply_keys(block, scale);
-      __syncthreads();  // S is written
-      softmax(block);
-      __syncthreads();  // P is written; this block's table is read
+      __syncthreads();  // S is written; this block's table is read
+      softmax();
+      __syncthreads();  // P is written
       multiply_values(block);
       if (thread < BLOCK) s.rows[block % 2][thread] = next;
       __syncthreads();  // this block's chunks are free; the next table is written
@@ -333,48 +341,51 @@ __global__ void __launch_bounds__(THREADS, 1)
   int const first_roped = C::WIDTH - 2 * num_freqs;
   tile.for_each_pair(heads_here, [&](int head, int dim, float x, float y) {
     bool const roped = dim >= first_roped;
-    float const denominator = s.total[head] + expf(sink[first_head + head] - s.top[head]);
+    float const denominator = s.total[head] + exponential(sink[first_head + head] - s.top[head]);
     *reinterpret_cast<__nv_bfloat162*>(out + head * C::WIDTH + dim) =
         finished(x, y, denominator, roped, roped ? turns[(dim - first_roped) / 2] : Turn{1, 0});
   });
 }
 
 constexpr int MERGE_THREADS = 128;
+// More than the multiprocessors of any GPU meant. A constant, so that an engine built on one machine asks for enough
+// workspace on another.
+constexpr int MOST_SPLIT_BLOCKS = 192;
 
 // Grid: query x head. The splits' sums on the scale of the largest maximum, in the order of the splits.
 template <int width>
 __global__ void __launch_bounds__(MERGE_THREADS)
     merge(float const* values, Stat const* stats, float const* sink, float const* freqs, int64_t const* positions,
           int64_t const* num_new, bf16* o, int num_tokens, int num_heads, int num_freqs, int num_splits) {
-  int64_t const query = blockIdx.x / num_heads, b = query / num_tokens;
-  int const head = static_cast<int>(blockIdx.x % num_heads), t = static_cast<int>(query % num_tokens);
+  __shared__ float weights[MOST_SPLIT_BLOCKS];
+  int const thread = static_cast<int>(threadIdx.x), head = static_cast<int>(blockIdx.x % num_heads);
+  int64_t const query = blockIdx.x / num_heads, b = query / num_tokens, first = query * num_splits * num_heads + head;
+  int const t = static_cast<int>(query % num_tokens), position = static_cast<int>(positions[b]) + t;
   auto* const out = reinterpret_cast<__nv_bfloat162*>(o + (query * num_heads + head) * width);
-  bool const padding = t >= num_new[b];
-  int64_t const first = query * num_splits * num_heads + head;
-  float top = -INFINITY, total = 0;
-  if (!padding) {
-    for (int i = 0; i < num_splits; ++i) top = fmaxf(top, stats[first + int64_t{i} * num_heads].top);
-    for (int i = 0; i < num_splits; ++i) {
-      Stat const stat = stats[first + int64_t{i} * num_heads];
-      if (stat.top != -INFINITY) total += stat.total * expf(stat.top - top);
-    }
-    total += expf(sink[head] - top);
+  if (t >= num_new[b]) {
+    for (int pair = thread; pair < width / 2; pair += MERGE_THREADS) out[pair] = __floats2bfloat162_rn(0, 0);
+    return;
   }
-  int const first_roped = width / 2 - num_freqs, position = static_cast<int>(positions[b]) + t;
-  for (int pair = static_cast<int>(threadIdx.x); pair < width / 2; pair += MERGE_THREADS) {
-    if (padding) {
-      out[pair] = __floats2bfloat162_rn(0, 0);
-      continue;
-    }
+  stats += first;
+  values += first * width;
+  float top = -INFINITY, total = 0;
+#pragma unroll 1
+  for (int i = 0; i < num_splits; ++i) top = fmaxf(top, stats[int64_t{i} * num_heads].top);
+  for (int i = thread; i < num_splits; i += MERGE_THREADS) weights[i] = exponential(stats[int64_t{i} * num_heads].top - top);
+  __syncthreads();
+#pragma unroll 1
+  for (int i = 0; i < num_splits; ++i) total += stats[int64_t{i} * num_heads].total * weights[i];
+  total += exponential(sink[head] - top);
+  int const first_roped = width / 2 - num_freqs;
+#pragma unroll 1
+  for (int pair = thread; pair < width / 2; pair += MERGE_THREADS) {
     float x = 0, y = 0;
+#pragma unroll 1
     for (int i = 0; i < num_splits; ++i) {
-      int64_t const at = first + int64_t{i} * num_heads;
-      float const split_top = stats[at].top;
-      if (split_top == -INFINITY) continue;  // empty: its values are not written
-      float const weight = expf(split_top - top);
-      float2 const value = *reinterpret_cast<float2 const*>(values + at * width + 2 * pair);
-      x += value.x * weight;
-      y += value.y * weight;
+      if (weights[i] == 0) continue;  // an empty split has no values
+      float2 const value = *reinterpret_cast<float2 const*>(values + int64_t{i} * num_heads * width + 2 * pair);
+      x += value.x * weights[i];
+      y += value.y * weights[i];
     }
     bool const roped = pair >= first_roped;
     out[pair] = finished(x, y, total, roped, roped ? turn_from(position, freqs[pair - first_roped]) : Turn{1, 0});

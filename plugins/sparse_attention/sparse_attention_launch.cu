@@ -7,9 +7,6 @@
 namespace ds4::sparse_attention {
 namespace {
 
-// Splits of one launch make at most this many blocks: more than the multiprocessors of any GPU meant. A constant, so that
-// an engine built on one machine asks for enough workspace on another.
-constexpr int MOST_SPLIT_BLOCKS = 192;
 constexpr int MOST_HEADS_PER_TILE = 64;
 constexpr int LIKELY_MULTIPROCESSORS = 132;
 
