@@ -1,0 +1,155 @@
+// The kernels of the linears with one matrix, and which of them a shape gets. An op brings a struct:
+//
+//   Weight        Bf16Weight or Fp8Weight (weight_formats.cuh)
+//   Result        bf16 or float
+//   QUANTISED     whether activations go through A8(128) first
+//
+// Its name is in the kernels' names, so that reports tell the ops apart.
+#pragma once
+#include <algorithm>
+
+#include "common/a8.cuh"
+#include "common/grid.h"
+#include "common/stream_rows.cuh"
+#include "common/tensor.h"
+#include "common/tile_product.cuh"
+
+namespace ds4 {
+
+// Tokens [num_tokens, groups·columns], of which group g takes its part, times rows g·rows .. of the matrix.
+struct Linear {
+  Matrix matrix;  // of one group
+  bf16 const* x;
+  int64_t num_tokens;
+  int x_columns, groups;  // columns of x as it stands in memory, padded or not, of one group
+  void* y;
+
+  __device__ Matrix of_group(int group, int bits) const {
+    Matrix out = matrix;
+    out.codes += int64_t{group} * matrix.rows * matrix.columns * bits / 8;
+    out.first_row = group * matrix.rows;
+    return out;
+  }
+  __device__ bf16 const* token(int64_t i, int group) const {
+    return i < num_tokens ? x + (i * groups + group) * x_columns : nullptr;
+  }
+  template <class T>
+  __device__ void put(int64_t token, int group, int row, float value) const {
+    if (token >= num_tokens) return;
+    T* const to = static_cast<T*>(y) + (token * groups + group) * matrix.rows + row;
+    if constexpr (sizeof(T) == sizeof(float)) *to = value;
+    else *to = bf16_from(value);
+  }
+};
+
+constexpr int X_GAP = PIECE;  // between tokens in shared memory: their rows start in other banks
+
+// Grid: rows / 16 x tokens / 8·NT x groups. `quantise`: x is quantised by this block, into dynamic shared memory.
+template <class Op, int NT, bool aligned, bool quantise>
+__global__ void __launch_bounds__(STREAM_THREADS, 1) stream(Linear const a) {
+  using W = typename Op::Weight;
+  extern __shared__ __align__(16) unsigned char raw[];
+  __shared__ StreamSums<1, NT> sums;
+  int const group = static_cast<int>(blockIdx.z), padded = (a.x_columns + A8_BLOCK - 1) / A8_BLOCK * A8_BLOCK;
+  int64_t const first = int64_t{blockIdx.y} * (STREAM_TOKENS * NT);
+  auto* const own = reinterpret_cast<bf16*>(raw);
+  Matrix const matrix[1] = {a.of_group(group, W::BITS)};
+  stream_rows<W, 1, NT, aligned, aligned || Op::QUANTISED>(
+      matrix, static_cast<int>(blockIdx.x) * STREAM_ROWS, quantise ? padded : a.x_columns, sums,
+      [&] {
+        if constexpr (quantise) {
+          int const warp = static_cast<int>(threadIdx.x) / LANES, blocks = padded / A8_BLOCK;
+          int const num = static_cast<int>(min(a.num_tokens - first, int64_t{STREAM_TOKENS * NT}));
+          for (int i = warp; i < num * blocks; i += STREAM_WARPS) {
+            quantise_block<false>(a.token(first + i / blocks, group), i % blocks * A8_BLOCK, a.x_columns, own + i / blocks * (padded + X_GAP));
+          }
+          __syncthreads();  // the activations are quantised
+        }
+      },
+      [&](int i) -> bf16 const* {
+        if constexpr (quantise) return first + i < a.num_tokens ? own + i * (padded + X_GAP) : nullptr;
+        else return a.token(first + i, group);
+      },
+      [&](int row, int i, float const(&value)[1]) { a.put<typename Op::Result>(first + i, group, row, value[0]); });
+}
+
+template <class Op>
+using LinearTile = TileProduct<typename Op::Weight, 1, 8, Op::Weight::BITS == 16 ? 3 : 4>;
+
+// Grid: rows / 128 x tokens / 128 x groups.
+template <class Op>
+__global__ void __launch_bounds__(TILE_THREADS, 1) tiles(Linear const a) {
+  using Tile = LinearTile<Op>;
+  extern __shared__ __align__(16) unsigned char raw[];
+  int const group = static_cast<int>(blockIdx.z);
+  int64_t const first = int64_t{blockIdx.y} * Tile::TOKENS;
+  Matrix const matrix[1] = {a.of_group(group, Op::Weight::BITS)};
+  Tile tile(*reinterpret_cast<typename Tile::Shared*>(raw), matrix, static_cast<int>(blockIdx.x) * TILE_ROWS, a.x_columns);
+  tile.run([&](int i) { return a.token(first + i, group); });
+  tile.finish([&](int row, int i, float const(&value)[1]) { a.put<typename Op::Result>(first + i, group, row, value[0]); });
+}
+
+// Grid: blocks of 128 columns of all tokens, a warp each.
+template <class Op>
+__global__ void __launch_bounds__(QUANTISE_THREADS) quantise(bf16 const* x, bf16* out, int64_t num_tokens, int columns, int padded) {
+  constexpr int WARPS = QUANTISE_THREADS / LANES;
+  quantise_rows<false>(x, out, num_tokens, columns, padded, int64_t{blockIdx.x} * WARPS + threadIdx.x / LANES, int64_t{gridDim.x} * WARPS);
+}
+
+constexpr int64_t MOST_STREAMED_TOKENS = 32;  // up to here the weights' bytes are the bound on every GPU meant
+constexpr int64_t MOST_GRID_Y = 65535;
+constexpr size_t SHARED_WITHOUT_ASKING = 48 << 10;
+
+inline size_t quantised_bytes(int64_t num_tokens, int64_t columns) {
+  return static_cast<size_t>(num_tokens * padded_to_a8(columns)) * sizeof(bf16);
+}
+
+template <class Op, int NT, bool aligned, bool quantised_here>
+Status launch_stream(Linear const& a, size_t shared_bytes, cudaStream_t stream_of_work) {
+  int64_t const tokens = (a.num_tokens + STREAM_TOKENS * NT - 1) / (STREAM_TOKENS * NT);
+  DS4_REQUIRE(tokens <= MOST_GRID_Y, "%lld tokens of rows that are not whole pieces of 16 bytes, expected at most %lld",
+              static_cast<long long>(a.num_tokens), static_cast<long long>(MOST_GRID_Y * STREAM_TOKENS * NT));
+  dim3 const grid(static_cast<unsigned>((a.matrix.rows + STREAM_ROWS - 1) / STREAM_ROWS), static_cast<unsigned>(tokens),
+                  static_cast<unsigned>(a.groups));
+  stream<Op, NT, aligned, quantised_here><<<grid, STREAM_THREADS, shared_bytes, stream_of_work>>>(a);
+  return launched();
+}
+
+template <class Op>
+Status launch_tiles(Linear const& a, cudaStream_t stream_of_work) {
+  using Tile = LinearTile<Op>;
+  constexpr int shared_bytes = sizeof(typename Tile::Shared);
+  cudaError_t const code = cudaFuncSetAttribute(tiles<Op>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+  DS4_REQUIRE(code == cudaSuccess, "%d bytes of shared memory: %s", shared_bytes, cudaGetErrorString(code));
+  dim3 const grid(static_cast<unsigned>((a.matrix.rows + TILE_ROWS - 1) / TILE_ROWS),
+                  static_cast<unsigned>((a.num_tokens + Tile::TOKENS - 1) / Tile::TOKENS), static_cast<unsigned>(a.groups));
+  tiles<Op><<<grid, TILE_THREADS, shared_bytes, stream_of_work>>>(a);
+  return launched();
+}
+
+// Few tokens are streamed against, many go in tiles; rows that are not whole pieces are streamed whatever their number.
+template <class Op>
+Status launch_linear(Linear a, void* workspace, cudaStream_t stream_of_work) {
+  using W = typename Op::Weight;
+  if (a.num_tokens == 0 || a.matrix.rows == 0) return {};
+  bool const aligned = a.matrix.columns * W::BITS % 128 == 0;
+  if constexpr (Op::QUANTISED) {
+    size_t const shared_bytes = static_cast<size_t>(a.num_tokens * (padded_to_a8(a.x_columns) + X_GAP)) * sizeof(bf16);
+    if (aligned && a.num_tokens <= STREAM_TOKENS && shared_bytes + sizeof(StreamSums<1, 1>) <= SHARED_WITHOUT_ASKING) {
+      return launch_stream<Op, 1, true, true>(a, shared_bytes, stream_of_work);
+    }
+    int const padded = padded_to_a8(a.x_columns);
+    auto* const quantised = static_cast<bf16*>(workspace);
+    constexpr int WARPS = QUANTISE_THREADS / LANES;
+    quantise<Op><<<blocks_for(a.num_tokens * (padded / A8_BLOCK), WARPS), QUANTISE_THREADS, 0, stream_of_work>>>(
+        a.x, quantised, a.num_tokens, a.x_columns, padded);
+    if (Status status = launched(); !status.ok()) return status;
+    a.x = quantised, a.x_columns = padded;
+  }
+  if (!aligned) return launch_stream<Op, 1, false, false>(a, 0, stream_of_work);
+  if (a.num_tokens <= STREAM_TOKENS) return launch_stream<Op, 1, true, false>(a, 0, stream_of_work);
+  if (a.num_tokens <= MOST_STREAMED_TOKENS) return launch_stream<Op, 4, true, false>(a, 0, stream_of_work);
+  return launch_tiles<Op>(a, stream_of_work);
+}
+
+}  // namespace ds4
