@@ -46,6 +46,7 @@ from ds4export.graph.bodies import attach_bodies, op_nodes
 from ds4export.model.weights import expert_order, rows_of_order
 from ds4export.ops import ALL_OPS
 from ds4export.ops._body import BodyOptions
+from ds4export.passes import PIPELINE, run_passes
 from ds4export.report import Reporter, format_bytes, format_count
 
 DEFAULT_MAX_CONTEXT, DEFAULT_MAX_BATCH = 8192, 4
@@ -138,9 +139,11 @@ def make_plan(checkpoint: Checkpoint, options: ExportOptions) -> GraphPlan:
 def finish_graphs(graphs: Graphs) -> list[str]:
     """Attach op bodies and run the pipeline; returns the facts of the stage line."""
     options = BodyOptions(official=graphs.plan.official, float_scales=graphs.plan.float_scales)
-    for model in _models(graphs).values():
-        attach_bodies(model, options)
-    return []
+    facts = []
+    for name, model in _models(graphs).items():
+        _, report = run_passes(attach_bodies(model, options), PIPELINE)
+        facts.append(f"{name}: {report.facts}")
+    return facts
 
 
 def _models(graphs: Graphs) -> dict[str, ir.Model]:
