@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from itertools import chain
 
 from ds4export.ptxhost.control import CONTROL, label, move_vector
 from ds4export.ptxhost.forms import FORMS
@@ -31,7 +32,8 @@ DYNAMIC_ALIGN = 16
 def translate(module: Module, file: str, kernels: Sequence[Kernel] | None = None) -> str:
     """C++ of the kernels of a module (all by default); `file` is the name that `#line` gives to the PTX."""
     chosen = module.kernels if kernels is None else kernels
-    body = "\n".join(_function(kernel, module, file) for kernel in chosen)
+    arrays = [_array(a, "static ") for a in module.arrays if a.space != "shared"]
+    body = "\n".join([*arrays, *(_function(kernel, module, file) for kernel in chosen)])
     return f'#include "ptx.h"\n\nnamespace ds4::host {{\nnamespace {{\n\n{body}\n}}\n}}\n'
 
 
@@ -76,9 +78,9 @@ def _function(kernel: Kernel, module: Module, file: str) -> str:
     shared, static_bytes = shared_layout(kernel, module)
     local = [s for s in kernel.statements if isinstance(s, Array) and s.space != "shared"]
     arrays = {a.name: a for a in (*module.arrays, *local) if a.space != "shared"}
-    names = Names(kernel, shared, arrays)
+    declared = (s.names for s in kernel.statements if isinstance(s, Registers))
+    names = Names(kernel, frozenset(chain.from_iterable(declared)), shared, arrays)
     lines = [
-        *(_array(a, "static ") for a in module.arrays if a.space != "shared"),
         f"void k_{kernel.name}() {{",
         *(
             _declaration(s)

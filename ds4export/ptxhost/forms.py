@@ -127,6 +127,10 @@ def _float_arithmetic() -> Iterator[Entry]:
         Form("f32", ("f32",) * 3, "flushed(std::fma(flushed({0}), flushed({1}), flushed({2})))"),
     )
     yield "fma.rn.sat.f32", Form("f32", ("f32",) * 3, "saturated(std::fma({0}, {1}, {2}))")
+    for mode, name in (("rz", "ZERO"), ("rm", "DOWN"), ("rp", "UP")):
+        for function, count in (("add", 2), ("mul", 2), ("fma", 3)):
+            call = f"{function}_directed<Directed::{name}>"
+            yield _call(f"{function}.{mode}.f32", "f32", " ".join(["f32"] * count), call)
     yield "cvt.sat.f32.f32", Form("f32", ("f32",), "saturated({0})")
     yield "copysign.f32", Form("f32", ("f32", "f32"), "std::copysign({1}, {0})")
 

@@ -32,6 +32,7 @@ class Names:
     """What the names of one kernel stand for: shared memory by offset, parameters by index, other arrays."""
 
     kernel: Kernel
+    registers: frozenset[str]
     shared: Mapping[str, int]
     arrays: Mapping[str, Array]
 
@@ -48,7 +49,7 @@ def read(text: str, kind: str, at: Instruction, names: Names) -> str:
         return f"!{read(text[1:], kind, at, names)}"
     if text in SPECIAL:
         return f"in<{cpp}>(uint32_t({SPECIAL[text]}))"
-    if text.startswith("%"):
+    if text in names.registers:
         return f"in<{cpp}>({register(text)})"
     return _constant(text, cpp, at, names)
 
@@ -64,8 +65,6 @@ def _constant(text: str, cpp: str, at: Instruction, names: Names) -> str:
         return f"{cpp}({names.shared[text]}u)"
     if text in names.arrays:
         return f"{cpp}(reinterpret_cast<uint64_t>(a_{text}))"
-    if re.fullmatch(r"[A-Za-z_$][\w$]*", text):
-        return f"in<{cpp}>({register(text)})"
     raise at.refuse(f"operand `{text}` is not known")
 
 

@@ -95,7 +95,7 @@ _ARRAY = re.compile(
 )
 _REGISTERS = re.compile(r"\.reg\s+\.(\w+)\s+(.*)", re.S)
 _INSTRUCTION = re.compile(r"(?:@(!?[%\w$]+)\s+)?([a-z][\w.:]*)\s*(.*)", re.S)
-_IGNORED = (".pragma", ".loc", ".file", ".version", ".address_size", ".target", ".section")
+_IGNORED = re.compile(r"\.(pragma|loc|file|section)\b")
 
 
 def parse(text: str) -> Module:
@@ -135,8 +135,6 @@ def _kernel(entry: re.Match[str], text: str, end: int) -> Kernel:
 
 def _arrays(text: str, line: int) -> Iterator[Array]:
     for at, piece in _pieces(text, line):
-        if re.match(r"\.(visible|weak|extern)\s*$", piece) or piece.startswith(_IGNORED):
-            continue
         if ".func" in piece:
             raise PtxError(at, piece[:80], "functions that are not inlined are not translated")
         # The directives of a file stand on lines of their own, without a semicolon.
@@ -194,7 +192,7 @@ def _pieces(text: str, line: int) -> Iterator[tuple[int, str]]:
 
 def _statements(body: str, line: int) -> Iterator[Statement]:
     for at, piece in _pieces(body, line):
-        if not piece.startswith(_IGNORED):
+        if not _IGNORED.match(piece):
             yield _statement(piece, at)
 
 

@@ -46,10 +46,11 @@ class RefusalError(RuntimeError):
 
 @dataclass(frozen=True)
 class Schedule:
-    """Which legal behaviour a run shows: the order of threads, and when asynchronous copies land."""
+    """Which legal behaviour a run shows: the order of threads, when asynchronous copies land, the size of the GPU."""
 
     order: str = "forward"
     copies_at_issue: bool = False
+    multiprocessors: int = 108
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class Job:
         lines = [
             f"setting DS4_HOST_ORDER {ORDERS.index(self.schedule.order)}",
             f"setting DS4_HOST_COPIES_AT_ISSUE {int(self.schedule.copies_at_issue)}",
+            f"setting DS4_HOST_MULTIPROCESSORS {self.schedule.multiprocessors}",
             f"op {self.op} {self.version}",
             *(
                 f"attribute {n} {kinds[type(v)]} {v!r}".replace("'", "")

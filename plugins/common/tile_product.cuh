@@ -6,7 +6,7 @@
 //     a lane's columns            16 B loads; pieces of a row stand where 8 lanes meet no bank twice
 //     codes -> bf16               in registers, once per chunk, used for all tokens of the warp
 //
-// Sums: mma over one chunk (64 or 128 columns) in float32, added to the running sum in float32. Whole pieces of 16 B only.
+// Sums: mma over 64 columns in float32, added to the running sum in float32. Whole pieces of 16 B only.
 #pragma once
 #include "common/tensor_core.cuh"
 #include "common/vector.cuh"
@@ -21,6 +21,7 @@ struct TileProduct {
   static constexpr int STAGES = STAGES_, TOKENS = 16 * NT, ROWS_PER_MATRIX = TILE_ROWS / MATRICES;
   static constexpr int X_PIECES = W::CHUNK / PIECE, W_PIECES = W::CHUNK * W::BITS / 128, LANE_PIECES = W::PER_LANE / PIECE;
   static constexpr int LANE_W_PIECES = W::WORDS / 4, STEPS = W::PER_LANE / 4;
+  static constexpr int STEPS_AT_ONCE = 4;  // a register each, row and step: 32
 
   struct Shared {
     uint4 weights[STAGES][TILE_ROWS * W_PIECES];
@@ -46,7 +47,11 @@ struct TileProduct {
       : s(shared), matrix(m), first_row(row), x_columns(columns) {}
 
   // Row of the tile -> matrix and row in it. Of two matrices, the two halves of a warp's rows are one of each.
-  __device__ int matrix_of(int row) const { return MATRICES == 1 ? 0 : row / 16 % 2; }
+  __device__ Matrix matrix_of(int row) const {
+    Matrix m = matrix[0];
+    if (MATRICES == 2 && row / 16 % 2) m.codes = matrix[MATRICES - 1].codes, m.scale = matrix[MATRICES - 1].scale;
+    return m;
+  }
   __device__ int row_in_matrix(int row) const { return first_row + (MATRICES == 1 ? row : row / 32 * 16 + row % 16); }
 
   __device__ void fill(int chunk, int num_chunks) const {
@@ -54,7 +59,7 @@ struct TileProduct {
       int const stage = chunk % STAGES;
       for (int i = thread; i < TILE_ROWS * W_PIECES; i += TILE_THREADS) {
         int const row = i / W_PIECES, piece = i % W_PIECES, column = chunk * W::CHUNK + piece * (128 / W::BITS);
-        Matrix const& m = matrix[matrix_of(row)];
+        Matrix const m = matrix_of(row);
         bool const exists = row_in_matrix(row) < m.rows && column < m.columns;
         uint8_t const* const from = row_of<W>(m, exists ? row_in_matrix(row) : 0) + (exists ? int64_t{column} * W::BITS / 8 : 0);
         copy_piece(&s.weights[stage][row * W_PIECES + place<LANE_W_PIECES>(row, piece)], from, exists);
@@ -76,7 +81,7 @@ struct TileProduct {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       int const row = tile_row(i % 2, i / 2);
-      scale[i / 2][i % 2] = scale_byte_of<W>(matrix[matrix_of(row)], row_in_matrix(row), chunk * W::CHUNK + lane % QUAD * W::PER_LANE);
+      scale[i / 2][i % 2] = scale_byte_of<W>(matrix_of(row), row_in_matrix(row), chunk * W::CHUNK + lane % QUAD * W::PER_LANE);
     }
   }
 
@@ -90,35 +95,44 @@ struct TileProduct {
     return out;
   }
 
+  // STEPS_AT_ONCE steps: their weights widened once, for all tokens of the warp.
   __device__ void multiply(int stage, uint32_t const (&scale)[2][2]) {
-    uint32_t a[2][STEPS][4];
+    Words<W::WORDS> held[2][2];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      Words<W::WORDS> const held = weights_at(stage, tile_row(i % 2, i / 2));
-      uint32_t const powers = W::powers(scale[i / 2][i % 2]);
+    for (int i = 0; i < 4; ++i) held[i / 2][i % 2] = weights_at(stage, tile_row(i % 2, i / 2));
 #pragma unroll
-      for (int step = 0; step < STEPS; ++step) {
-        uint2 const pairs = W::pairs(held, powers, step);
-        a[i / 2][step][i % 2] = pairs.x;
-        a[i / 2][step][2 + i % 2] = pairs.y;
-      }
-    }
+    for (int first = 0; first < STEPS; first += STEPS_AT_ONCE) {
+      uint32_t a[2][STEPS_AT_ONCE][4];
 #pragma unroll
-    for (int t = 0; t < NT; ++t) {
-      int const token = warp_token * 8 * NT + t * 8 + lane / QUAD;
-      float part[2][4] = {};
+      for (int i = 0; i < 4; ++i) {
+        uint32_t const powers = W::powers(scale[i / 2][i % 2]);
 #pragma unroll
-      for (int i = 0; i < LANE_PIECES; ++i) {
-        uint4 const x = s.x[stage][token * X_PIECES + place<LANE_PIECES>(token, lane % QUAD * LANE_PIECES + i)];
-#pragma unroll
-        for (int tile = 0; tile < 2; ++tile) {
-          multiply_add(part[tile], a[tile][2 * i], x.x, x.y);
-          multiply_add(part[tile], a[tile][2 * i + 1], x.z, x.w);
+        for (int step = 0; step < STEPS_AT_ONCE; ++step) {
+          uint2 const pairs = W::pairs(held[i / 2][i % 2], powers, first + step);
+          a[i / 2][step][i % 2] = pairs.x;
+          a[i / 2][step][2 + i % 2] = pairs.y;
         }
       }
 #pragma unroll
-      for (int i = 0; i < 8; ++i) sum[i / 4][t][i % 4] += part[i / 4][i % 4];
+      for (int t = 0; t < NT; ++t) multiply_tokens(stage, first, t, a);
     }
+  }
+
+  __device__ void multiply_tokens(int stage, int first, int t, uint32_t const (&a)[2][STEPS_AT_ONCE][4]) {
+    int const token = warp_token * 8 * NT + t * 8 + lane / QUAD;
+    float part[2][4] = {};
+#pragma unroll
+    for (int i = 0; i < STEPS_AT_ONCE / 2; ++i) {
+      int const piece = lane % QUAD * LANE_PIECES + first / 2 + i;
+      uint4 const x = s.x[stage][token * X_PIECES + place<LANE_PIECES>(token, piece)];
+#pragma unroll
+      for (int tile = 0; tile < 2; ++tile) {
+        multiply_add(part[tile], a[tile][2 * i], x.x, x.y);
+        multiply_add(part[tile], a[tile][2 * i + 1], x.z, x.w);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < 8; ++i) sum[i / 4][t][i % 4] += part[i / 4][i % 4];
   }
 
   // token_row(i) as in stream_rows

@@ -1,5 +1,6 @@
 #include "block.h"
 
+#include <algorithm>
 #include <bit>
 #include <cstdarg>
 #include <cstdio>
@@ -45,11 +46,16 @@ struct Barrier {
   char phase[2] = {};
 };
 
-struct Warp {
+// Lanes of one mask on their way to one instruction. Other lanes of the warp may be on the way to another.
+struct Exchange {
   uint32_t arrived = 0, mask = 0;
   int line = 0;
   Combine combine = nullptr;
   Slots slots = {};
+};
+
+struct Warp {
+  std::vector<Exchange> exchanges;
   uint32_t parity = 0;
   char phase[2] = {};
 };
@@ -155,7 +161,7 @@ void run_block(size_t shared_bytes) {
   fill_with_nan(shared.get(), shared_bytes);
   block.shared = shared.get();
   for (Thread& t : now.threads) t = Thread{};
-  for (Warp& w : now.warps) w.arrived = 0;
+  for (Warp& w : now.warps) w.exchanges.clear();
   for (Barrier& b : now.barriers) b.arrived = 0;
   for (uint32_t rank = 0; rank < now.threads.size(); ++rank) (*now.fibres)[rank]->arm(thread_main);
   while (run_ready_threads()) {
@@ -238,26 +244,24 @@ void barrier(uint32_t id, uint32_t num_threads, int line) {
 
 void exchange(uint32_t mask, void* slot, Combine combine, int line) {
   uint32_t const lane = thread_rank % WARP, first = thread_rank - lane;
-  Warp& w = now.warps[thread_rank / WARP];
+  auto& pending = now.warps[thread_rank / WARP].exchanges;
   auto const num_lanes = static_cast<uint32_t>(now.threads.size()) - first;
   if (num_lanes < WARP) mask &= (1u << num_lanes) - 1;  // the last warp of a block may be short
   if (!(mask >> lane & 1)) fault(line, "lane %u is not in its own mask %08x", lane, mask);
-  if (!w.arrived) {
-    w.mask = mask;
-    w.line = line;
-    w.combine = combine;
+  auto found = std::ranges::find(pending, mask, &Exchange::mask);
+  if (found == pending.end()) found = pending.insert(found, Exchange{0, mask, line, combine, {}});
+  if (found->line != line || found->combine != combine) {
+    fault(line, "mask %08x: other lanes of the mask wait at PTX line %d", mask, found->line);
   }
-  if (w.line != line || w.mask != mask || w.combine != combine) {
-    fault(line, "mask %08x: other lanes of the warp exchange at PTX line %d with mask %08x", mask, w.line, w.mask);
-  }
-  w.slots[lane] = slot;
-  w.arrived |= 1u << lane;
-  if (w.arrived != mask) {
+  found->slots[lane] = slot;
+  found->arrived |= 1u << lane;
+  if (found->arrived != mask) {
     wait(State::IN_EXCHANGE, line);
     return;
   }
-  w.arrived = 0;
-  if (combine) combine(w.slots, mask, line);
+  Exchange const complete = *found;
+  pending.erase(found);
+  if (combine) combine(complete.slots, mask, line);
   for (uint32_t i = 0; i < WARP; ++i) {
     if (i != lane && mask >> i & 1) now.threads[first + i].state = State::READY;
   }

@@ -47,6 +47,7 @@ inline uint32_t encode(Format f, double value, bool saturate) {
   double const units = std::isinf(magnitude) ? magnitude : std::nearbyint(std::ldexp(magnitude, -step));
   double const rounded = std::ldexp(units, step);
   if (rounded > decode(f, f.largest())) return sign | (saturate ? f.largest() : f.has_infinity ? f.infinity() : f.nan());
+  if (rounded == 0) return sign;
   std::frexp(rounded, &exponent);
   if (exponent - 1 < 1 - f.bias()) return sign | static_cast<uint32_t>(std::ldexp(rounded, f.bias() - 1 + f.mantissa_bits));
   double const fraction = std::ldexp(rounded, f.mantissa_bits - (exponent - 1)) - (1u << f.mantissa_bits);

@@ -165,6 +165,19 @@ inline int32_t dot4_signed(uint32_t a, uint32_t b, int32_t c) {
 
 // Floats. `flushed`: the .ftz of an instruction, subnormals in and out become zeros of their sign.
 inline float flushed(float a) { return std::fpclassify(a) == FP_SUBNORMAL ? std::copysign(0.0f, a) : a; }
+// A double (a sum to odd, or exact) to float32 in a directed rounding.
+enum class Directed { ZERO, DOWN, UP };
+template <Directed mode> inline float directed(double value) {
+  float const nearest = static_cast<float>(value);
+  double const back = static_cast<double>(nearest);
+  bool const down = mode == Directed::DOWN || (mode == Directed::ZERO && value > 0);
+  if (down && back > value) return std::nextafter(nearest, -INFINITY);
+  if (!down && back < value) return std::nextafter(nearest, INFINITY);
+  return nearest;
+}
+template <Directed mode> inline float add_directed(float a, float b) { return directed<mode>(sum_to_odd(double{a}, double{b})); }
+template <Directed mode> inline float mul_directed(float a, float b) { return directed<mode>(double{a} * double{b}); }
+template <Directed mode> inline float fma_directed(float a, float b, float c) { return directed<mode>(sum_to_odd(double{a} * double{b}, double{c})); }
 inline float saturated(float a) { return a >= 0 ? std::min(a, 1.0f) : 0.0f; }
 inline float exp2_approx(float a) { return static_cast<float>(std::exp2(static_cast<double>(a))); }
 inline float log2_approx(float a) { return static_cast<float>(std::log2(static_cast<double>(a))); }

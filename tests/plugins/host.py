@@ -14,9 +14,16 @@ from ds4export.ops._cases import Gen
 from ds4export.ops._define import Case, OpDef
 from ds4export.ptxhost.plugin_host import Array, Job, PluginHost, Schedule
 from ds4export.ptxhost.toolchain import BUILD
+from tests.kit import ops
 from tests.kit.compare import Difference, assert_close
+from tests.plugins.kernel_cases import KERNEL_CASES
 
 FORWARD = Schedule()
+
+
+def cases_of(name: str) -> tuple[Case, ...]:
+    """The op's cases, more borders of them, and the shapes that ship."""
+    return (*ops.cases_of(name), *KERNEL_CASES.get(name, ()))
 
 
 def library_path() -> Path | None:

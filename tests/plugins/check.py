@@ -1,0 +1,143 @@
+"""What `make check-kernels` checks of one kernel library: numbers, resources, launches, planted faults.
+
+Each check returns the lines that it found wrong; an empty list is a pass.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ds4export.ops import ALL_OPS
+from ds4export.ptxhost.build import HostBuild, Variant, build_host
+from ds4export.ptxhost.library import PtxFile, distinct_architectures, embedded_ptx
+from ds4export.ptxhost.plugin_host import HostFaultError, PluginHost, RefusalError, Schedule
+from ds4export.ptxhost.toolchain import Toolchain
+from tests.plugins.host import cases_of, check_case
+
+ARCHITECTURES = (80, 86, 89, 90, 100, 120)
+# All three orders of threads, copies that land late and at once, a large GPU and one of one multiprocessor.
+SCHEDULES = (Schedule(), Schedule("backward", copies_at_issue=True, multiprocessors=1), Schedule("shuffled"))
+
+
+@dataclass
+class Numbers:
+    """The cases of one op on one build."""
+
+    op: str
+    build: HostBuild
+    num_cases: int = 0
+    num_runs: int = 0
+    worst_row: float = 0.0
+    all_equal: bool = True
+    wrong: list[str] = field(default_factory=list)
+    launched: set[str] = field(default_factory=set)
+
+
+def check_numbers(op_name: str, build: HostBuild, library: Path, schedules: Sequence[Schedule] = SCHEDULES) -> Numbers:
+    """Every case of the op, under every schedule; a process that dies is replaced for the next case."""
+    op, found = ALL_OPS[op_name], Numbers(op_name, build)
+    host = PluginHost(build, library)
+    for case in cases_of(op_name):
+        found.num_cases += 1
+        for schedule in schedules:
+            found.num_runs += 1
+            try:
+                made = check_case(host, op, case, schedule)
+            except (AssertionError, HostFaultError, RefusalError) as error:
+                found.wrong.append(f"{op_name} {case.name}, {schedule.order}: {_first_words(str(error))}")
+                if isinstance(error, HostFaultError):
+                    host.close()
+                    host = PluginHost(build, library)
+                break
+            found.worst_row = max([found.worst_row, *(d.worst_row for d in made.values())])
+            found.all_equal &= all(d.equal_values == d.values for d in made.values())
+        if len(found.wrong) > 2:
+            break
+    else:
+        found.launched = {name for name, count in host.kernels().items() if count > 0}
+    host.close()
+    return found
+
+
+def _first_words(text: str) -> str:
+    """The line of a report that says what happened."""
+    lines = text.splitlines()
+    telling = re.compile(r"KERNEL FAULT|ERROR: AddressSanitizer|WARNING: ThreadSanitizer|runtime error")
+    return next((line.strip() for line in lines if telling.search(line)), lines[0])[:300]
+
+
+def kernels_of(op_name: str, names: Iterable[str]) -> set[str]:
+    """The kernels in an op's namespace, by mangled name; shared ones count for each op that uses them."""
+    return {n for n in names if f"N3ds4{len(op_name)}{op_name}" in n}
+
+
+def builds_to_run(files: Sequence[PtxFile], tools: Toolchain, *, every: bool) -> Iterator[tuple[int, Variant]]:
+    """Plain on every architecture with code of its own, sanitizers on the first of them, or on all."""
+    for index, architecture in enumerate(distinct_architectures(files)):
+        yield architecture, Variant.PLAIN
+        if every or index == 0:
+            yield architecture, Variant.ADDRESS
+            yield architecture, Variant.THREAD
+
+
+def build(files: Sequence[PtxFile], architecture: int, variant: Variant, tools: Toolchain) -> HostBuild:
+    return build_host(files, architecture, variant, tools)
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one kernel takes on one architecture, from cuobjdump."""
+
+    kernel: str
+    architecture: int
+    registers: int
+    stack_bytes: int
+    shared_bytes: int
+    local_bytes: int
+
+
+_FUNCTION = re.compile(
+    r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)"
+)
+
+
+def resources(library: Path, tools: Toolchain) -> list[Resources]:
+    """One entry per kernel and architecture."""
+    text = subprocess.run(
+        [tools.cuobjdump, "-res-usage", library], capture_output=True, text=True, check=True
+    ).stdout
+    found, architecture = [], 0
+    for line in re.split(r"\n(?=Fatbin|\s*Function|arch =)", text):
+        if arch := re.search(r"arch = sm_(\d+)", line):
+            architecture = int(arch[1])
+        if match := _FUNCTION.search(line):
+            name, *numbers = match.groups()
+            found.append(Resources(name, architecture, *map(int, numbers)))
+    return found
+
+
+def check_resources(found: Sequence[Resources]) -> list[str]:
+    """No stack, no local memory, all six architectures."""
+    wrong = [
+        f"{r.kernel} on sm_{r.architecture}: {r.stack_bytes} bytes of stack, {r.local_bytes} of local memory, expected 0"
+        for r in found
+        if r.stack_bytes or r.local_bytes
+    ]
+    for name in sorted({r.kernel for r in found}):
+        there = {r.architecture for r in found if r.kernel == name}
+        if missing := set(ARCHITECTURES) - there:
+            wrong.append(f"{name} has no code for {sorted(missing)}")
+    return wrong
+
+
+def readable(kernel: str) -> str:
+    """`ds4::rms_norm::norm<32, 8>` of a mangled name."""
+    text = subprocess.run(["c++filt", kernel], capture_output=True, text=True, check=True).stdout.strip()
+    return re.sub(r"\(int\)", "", re.sub(r"\(.*\)$", "", text.removeprefix("void ")))
+
+
+__all__ = ["HostBuild", "embedded_ptx"]
