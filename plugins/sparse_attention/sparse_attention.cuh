@@ -17,10 +17,10 @@
 //
 //           A tile is one query because the blocks of 64, and with them the rounding of P, begin where its list begins;
 //           64 heads on one key row fill the tensor cores without a second query. Splits are merged by a second kernel
-// Order     append() writes the chunk's rows into the ring and is launched after every reader: the same buffer may be both
+// Order     append() (append.cuh) writes the chunk's rows into the ring and is launched after every reader: the same buffer may be both
 // Numerics  f32 logits, sums and accumulators; P = bf16(exp(l - running max)) in blocks of 64, as the released code. One
 //           split is that rounding exactly. With more, each split has its own running maximum: P is rounded on another
-//           scale, at most 2^-9 relative either way, so o stays within the op's bound (measured: docs of the op's tests)
+//           scale, at most 2^-9 relative either way, so o stays within the op's bound (tests/plugins/test_attention.py)
 // Limits    d 64, 128, 192, 512; any H, T, B, list length; positions below 2^31; an index past the entries counts as none
 // Measured  not run on a GPU; every case run on the host from its PTX
 #pragma once
@@ -116,6 +116,7 @@ struct Tile {
   __device__ Tile(Shared<C>& shared, bf16 const* q) : s(shared), some_address(q) {}
 
   __device__ void load_queries(bf16 const* q, int num_heads) const {
+#pragma unroll 1
     for (int i = thread; i < C::HEADS * C::PIECES; i += THREADS) {
       int const head = i / C::PIECES, piece = i % C::PIECES;
       bool const exists = head < num_heads;
@@ -134,6 +135,7 @@ struct Tile {
     int const block = number / CHUNKS_PER_BLOCK;
     if (block < num_blocks) {
       int const first_key = number % CHUNKS_PER_BLOCK * CHUNK;
+#pragma unroll 2
       for (int i = thread; i < CHUNK * C::PIECES; i += THREADS) {
         int const key = i / C::PIECES, piece = i % C::PIECES;
         bf16 const* const from = s.rows[block % 2][first_key + key];
@@ -149,7 +151,7 @@ struct Tile {
     int const head = warp % C::GROUPS * MMA_ROWS, key = warp / C::GROUPS * C::KEY_TILES * MMA_COLUMNS;
     float sum[C::CHAINS][C::KEY_TILES][4] = {};
     int const q_row = head + lane % 16;
-#pragma unroll 4
+#pragma unroll 2
     for (int k = 0; k < C::WIDTH; k += 2 * MMA_DEPTH) {
       uint32_t a[2][4];
 #pragma unroll
@@ -247,7 +249,9 @@ struct Tile {
     auto const scale = static_cast<float>(1 / sqrt(static_cast<double>(C::WIDTH)));
     for (int i = thread; i < 2 * BLOCK; i += THREADS) s.rows[i / BLOCK][i % BLOCK] = s.list.row(first_block * BLOCK + i);
     __syncthreads();  // the table of the first two list blocks is written
+#pragma unroll 1
     for (int i = 0; i < C::CHUNKS; ++i) load_chunk(i, num_blocks);
+#pragma unroll 1
     for (int block = 0; block < num_blocks; ++block) {
       // this thread's part of the table, two blocks ahead: its load is in flight while the products run
       bf16 const* const next = thread < BLOCK ? s.list.row((first_block + block + 2) * BLOCK + thread) : nullptr;
@@ -260,6 +264,7 @@ struct Tile {
       multiply_values(block);
       if (thread < BLOCK) s.rows[block % 2][thread] = next;
       __syncthreads();  // this block's chunks are free; the next table is written
+#pragma unroll 1
       for (int i = 0; i < CHUNKS_PER_BLOCK; ++i) load_chunk(block * CHUNKS_PER_BLOCK + C::CHUNKS + i, num_blocks);
     }
     if (lane < C::ROWS_PER_WARP) {
@@ -390,19 +395,6 @@ __global__ void __launch_bounds__(MERGE_THREADS)
     bool const roped = pair >= first_roped;
     out[pair] = finished(x, y, total, roped, roped ? turn_from(position, freqs[pair - first_roped]) : Turn{1, 0});
   }
-}
-
-constexpr int APPEND_THREADS = 64;
-
-// Grid: rows of kv. Position s goes to row s mod R of its slot, for the last R new positions.
-__global__ void __launch_bounds__(APPEND_THREADS)
-    append(bf16 const* kv, bf16* ring, int64_t const* slots, int64_t const* positions, int64_t const* num_new, int num_tokens,
-           int num_ring_rows, int width) {
-  int64_t const b = blockIdx.x / num_tokens, t = blockIdx.x % num_tokens, length = num_ring_rows - 1;
-  if (t >= num_new[b] || t < num_new[b] - length) return;
-  auto const* const from = reinterpret_cast<uint4 const*>(kv + int64_t{blockIdx.x} * width);
-  auto* const to = reinterpret_cast<uint4*>(ring + (slots[b] * num_ring_rows + (positions[b] + t) % length) * width);
-  for (int i = static_cast<int>(threadIdx.x); i < width / PIECE; i += APPEND_THREADS) to[i] = from[i];
 }
 
 }  // namespace ds4::sparse_attention

@@ -1,27 +1,11 @@
 // attention_window, attention_csa, attention_hca: checks, the empty case, tile and splits, then attend [merge] append.
-#include <algorithm>
-
-#include "common/op_table.h"
-#include "sparse_attention/sparse_attention.cuh"
+#include "sparse_attention/append.cuh"
+#include "sparse_attention/tiles.cuh"
 
 namespace ds4::sparse_attention {
 namespace {
 
 constexpr int MOST_HEADS_PER_TILE = 64;
-constexpr int LIKELY_MULTIPROCESSORS = 132;
-
-struct Operands {
-  Tensor const &q, &kv, &ring, &sink, &freqs, &slots, &positions, &num_new, &o, &ring_out;
-  Tensor const *entries, *chosen;  // null where the op has none
-  int64_t window, ratio;
-  void* workspace;
-  cudaStream_t stream;
-
-  int64_t num_queries() const { return q.range(0, 2); }
-  int64_t num_heads() const { return q.dims[2]; }
-  int64_t width() const { return q.dims[3]; }
-  int64_t most_keys() const { return window + (chosen ? chosen->last() : entries ? entries->dims[1] : 0); }
-};
 
 long long number(int64_t value) { return value; }
 
@@ -56,68 +40,24 @@ Status check(Operands const& a) {
   return {};
 }
 
-int device_attribute(cudaDeviceAttr attribute, int otherwise) {
-  int device = 0, value = 0;
-  bool const known = cudaGetDevice(&device) == cudaSuccess && cudaDeviceGetAttribute(&value, attribute, device) == cudaSuccess;
-  return known ? value : otherwise;
-}
-
-// How many parts each list is cut into, so that few queries still occupy the GPU; never more than it has blocks.
-int64_t splits_for(int64_t num_tiles, int64_t most_keys) {
-  int64_t const wanted = std::min(device_attribute(cudaDevAttrMultiProcessorCount, LIKELY_MULTIPROCESSORS), MOST_SPLIT_BLOCKS);
-  return std::clamp<int64_t>(wanted / num_tiles, 1, (most_keys + BLOCK - 1) / BLOCK);
-}
-
-size_t bytes_of_splits(int64_t num_rows, int64_t width) {
-  return static_cast<size_t>(num_rows) * (static_cast<size_t>(width) * sizeof(float) + sizeof(Stat));
-}
-
-template <class C>
-Status attend_by_tiles(Operands const& a) {
-  int64_t const num_tiles = a.num_queries() * ((a.num_heads() + C::HEADS - 1) / C::HEADS);
-  int64_t const num_splits = splits_for(num_tiles, a.most_keys()), num_rows = a.num_queries() * num_splits * a.num_heads();
-  auto* const values = num_splits > 1 ? static_cast<float*>(a.workspace) : nullptr;
-  auto* const stats = values ? reinterpret_cast<Stat*>(values + num_rows * C::WIDTH) : nullptr;
-  int const num_tokens = static_cast<int>(a.q.dims[1]), num_heads = static_cast<int>(a.num_heads());
-  int const num_freqs = static_cast<int>(a.freqs.size());
-  constexpr int shared_bytes = sizeof(Shared<C>);
-  cudaError_t const code = cudaFuncSetAttribute(attend<C>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
-  DS4_REQUIRE(code == cudaSuccess, "%d bytes of shared memory: %s", shared_bytes, cudaGetErrorString(code));
-  dim3 const grid(static_cast<unsigned>(num_tiles), static_cast<unsigned>(num_splits));
-  attend<C><<<grid, THREADS, shared_bytes, a.stream>>>(
-      a.q.as<bf16>(), a.kv.as<bf16>(), a.ring.as<bf16>(), a.entries ? a.entries->as<bf16>() : nullptr,
-      a.chosen ? a.chosen->as<int64_t>() : nullptr, a.sink.as<float>(), a.freqs.as<float>(), a.slots.as<int64_t>(),
-      a.positions.as<int64_t>(), a.num_new.as<int64_t>(), a.o.as<bf16>(), values, stats, num_tokens, num_heads, num_freqs,
-      static_cast<int>(a.window), static_cast<int>(a.ring.dims[1]), a.entries ? static_cast<int>(a.entries->dims[1]) : 0,
-      a.chosen ? static_cast<int>(a.chosen->last()) : 0, static_cast<int>(a.ratio));
-  if (Status status = launched(); !status.ok() || !values) return status;
-  merge<C::WIDTH><<<static_cast<unsigned>(a.num_queries() * num_heads), MERGE_THREADS, 0, a.stream>>>(
-      values, stats, a.sink.as<float>(), a.freqs.as<float>(), a.positions.as<int64_t>(), a.num_new.as<int64_t>(), a.o.as<bf16>(),
-      num_tokens, num_heads, num_freqs, static_cast<int>(num_splits));
-  return launched();
-}
-
 // 64 heads on one read of a row where there are enough blocks of work and the shared memory for it, else fewer.
 Status attend_wide(Operands const& a) {
-  using Tile64 = Config<512, 64, 8>;
-  using Tile32 = Config<512, 32, 7>;
-  using Tile16 = Config<512, 16, 4>;
   auto const shared_bytes = static_cast<size_t>(device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, 0));
   int64_t const num_splits = (a.most_keys() + BLOCK - 1) / BLOCK;
   auto const fills = [&](int heads) {
     int64_t const num_blocks = a.num_queries() * ((a.num_heads() + heads - 1) / heads) * num_splits;
     return a.num_heads() >= heads && num_blocks >= device_attribute(cudaDevAttrMultiProcessorCount, LIKELY_MULTIPROCESSORS);
   };
-  if (shared_bytes >= sizeof(Shared<Tile64>) && fills(64)) return attend_by_tiles<Tile64>(a);
-  if (shared_bytes >= sizeof(Shared<Tile32>) && fills(32)) return attend_by_tiles<Tile32>(a);
-  return attend_by_tiles<Tile16>(a);
+  if (shared_bytes >= sizeof(Shared<Wide64>) && fills(64)) return attend_by_tiles<Wide64>(a);
+  if (shared_bytes >= sizeof(Shared<Wide32>) && fills(32)) return attend_by_tiles<Wide32>(a);
+  return attend_by_tiles<Wide16>(a);
 }
 
 Status attend_all(Operands const& a) {
   switch (a.width()) {
-    case 64: return attend_by_tiles<Config<64, 16, 8>>(a);
-    case 128: return attend_by_tiles<Config<128, 16, 8>>(a);
-    case 192: return attend_by_tiles<Config<192, 16, 8>>(a);
+    case 64: return attend_by_tiles<Narrow64>(a);
+    case 128: return attend_by_tiles<Narrow128>(a);
+    case 192: return attend_by_tiles<Narrow192>(a);
     default: return attend_wide(a);
   }
 }
