@@ -6,19 +6,46 @@ Data goes to stdout, everything about the run to stderr. Heavy packages are impo
 
 from __future__ import annotations
 
+import os
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from ds4export.errors import Ds4Error, RuntimeInputError
 
+
+class _Commands(TyperGroup):
+    """How every command ends when it does not end well, in one place."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Refusals are printed in full and without a traceback, exit code 1; Ctrl-C gives 130, a closed pipe 141."""
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except Ds4Error as error:
+            sys.stderr.write(f"error: {error}\n")
+            sys.exit(1)
+        except KeyboardInterrupt:
+            sys.stderr.write("interrupted\n")
+            sys.exit(130)
+        except BrokenPipeError:
+            # What is still buffered has nowhere to go; the interpreter would complain when it exits.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(141)
+        return result
+
+
 app = typer.Typer(
     name="ds4export",
+    cls=_Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     help="Compile DeepSeek-V4 checkpoints to ONNX and engines, run them, and prove every stage.\n\n"
     "Start: ds4export inspect CHECKPOINT, then ds4export export CHECKPOINT -o ARTEFACT, "
     "then ds4export verify ARTEFACT and ds4export generate ARTEFACT 'your prompt'.",
@@ -35,8 +62,26 @@ CheckpointOption = Annotated[
 ]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON for machines on stdout")]
 ThreadsOption = Annotated[
-    int, typer.Option("--threads", help="Threads of ONNX Runtime; 0 lets it choose")
+    int, typer.Option("--threads", metavar="N", help="Threads of ONNX Runtime; 0 lets it choose")
 ]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"ds4export {version('ds4export')}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    _: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit"
+        ),
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()
@@ -46,7 +91,10 @@ def inspect(
     ],
     as_json: JsonFlag = False,
 ) -> None:
-    """Say what a checkpoint is: variant, layers by kind, parameters, bytes by dtype, whether it is complete."""
+    """Say what a checkpoint is, and whether it is complete.
+
+    Variant, layers by kind, parameters, bytes by dtype; only headers are read.
+    """
     from ds4export.checkpoint import open_checkpoint
     from ds4export.checkpoint.summary import summarise
     from ds4export.report import print_json, print_line
@@ -66,11 +114,14 @@ def synth(
         Path, typer.Argument(metavar="DIR", help="Folder to write; must not exist, or be empty")
     ],
     preset: Annotated[
-        str, typer.Option("--preset", help="tiny, flash-slice or pro-slice")
+        str, typer.Option("--preset", metavar="NAME", help="tiny, flash-slice or pro-slice")
     ] = "tiny",
-    seed: Annotated[int, typer.Option("--seed", help="Same seed, same bytes")] = 0,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Same seed, same bytes")] = 0,
 ) -> None:
-    """Write a seeded random checkpoint in the official format, to try real widths on any machine."""
+    """Write a random checkpoint in the official format.
+
+    To try real widths on any machine: flash-slice and pro-slice have those of the released models.
+    """
     from ds4export.checkpoint import PRESETS
     from ds4export.checkpoint.names import expected_tensors
     from ds4export.checkpoint.synth import write_synthetic
@@ -100,38 +151,61 @@ def export(
         Path, typer.Argument(metavar="CHECKPOINT", help="Folder with config.json and the shards")
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="ARTEFACT", help="Folder to create")
+        Path,
+        typer.Option(
+            "--output", "-o", metavar="ARTEFACT", help="Folder to create; must not exist yet"
+        ),
     ],
     numerics: Annotated[
         str,
         typer.Option(
-            "--numerics", help="official: every rounding of the released code; or float32"
+            "--numerics",
+            metavar="NAME",
+            help="official: every rounding of the released code, what engines run; "
+            "float32: no activation is rounded, to compare with other programs",
         ),
     ] = "official",
     max_context: Annotated[
         int | None,
         typer.Option(
-            "--max-context", help="Tokens per sequence that a runtime allocates by default"
+            "--max-context",
+            metavar="N",
+            help="Tokens per sequence that a runtime makes room for by default  [default: 8192]",
         ),
     ] = None,
     max_batch: Annotated[
-        int | None, typer.Option("--max-batch", help="Sequences that a runtime holds by default")
+        int | None,
+        typer.Option(
+            "--max-batch",
+            metavar="B",
+            help="Sequences that a runtime holds at once by default  [default: 4]",
+        ),
     ] = None,
     layers: Annotated[
         str | None,
         typer.Option(
-            "--layers", metavar="A:B", help="Export layers A to B-1 only; streams in and out"
+            "--layers",
+            metavar="A:B",
+            help="Only layers A to B-1; streams go in where A > 0 and out where B is not the end",
         ),
     ] = None,
     self_contained: Annotated[
         bool,
         typer.Option(
             "--self-contained",
-            help="Copy the weights: a folder that any ONNX Runtime program opens",
+            help="Copy the weights too: a folder that any ONNX Runtime program opens",
         ),
     ] = False,
 ) -> None:
-    """Export a checkpoint to ONNX. Weights are not copied: the artefact points into the checkpoint."""
+    """Export a checkpoint to ONNX.
+
+    Writes a folder with graphs, manifest and tokenizer. Weights are not copied: the folder points into the
+    checkpoint, which has to stay. If it moves, every command that opens the folder takes --checkpoint DIR. Every
+    tensor of the checkpoint is used, or named in manifest.json with the reason. An interrupted export leaves
+    nothing that looks finished.
+
+    Example: ds4export export DeepSeek-V4-Flash -o out/flash, then ds4export verify out/flash
+    """
     from ds4export.export import ExportOptions, export_checkpoint, parse_layers
     from ds4export.report import Reporter
 
@@ -157,21 +231,35 @@ def export(
 @app.command()
 def generate(
     artefact: ArtefactArgument,
-    prompt: Annotated[str, typer.Argument(help="Text to continue")],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="Text to continue")],
     max_new_tokens: Annotated[
-        int, typer.Option("--max-new-tokens", help="Tokens to write at most")
+        int, typer.Option("--max-new-tokens", metavar="N", help="Tokens to write at most")
     ] = 128,
     temperature: Annotated[
-        float, typer.Option("--temperature", help="0: always the most likely token")
+        float,
+        typer.Option("--temperature", metavar="T", help="0: always the most likely token"),
     ] = 1.0,
     top_p: Annotated[
-        float, typer.Option("--top-p", help="Keep the smallest set of tokens of that probability")
+        float,
+        typer.Option(
+            "--top-p",
+            metavar="P",
+            help="Choose among the fewest tokens that have this probability together",
+        ),
     ] = 1.0,
-    seed: Annotated[int | None, typer.Option("--seed", help="Same seed, same text")] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", metavar="N", help="Same seed, same text")
+    ] = None,
     checkpoint: CheckpointOption = None,
     threads: ThreadsOption = 0,
 ) -> None:
-    """Continue a text; the pieces are printed as they come."""
+    """Continue a text.
+
+    Pieces are printed as they come; the prompt is not repeated. Stops at the end-of-text token, after
+    --max-new-tokens, or when the cache is full.
+
+    Example: ds4export generate out/nano 'In the beginning' --max-new-tokens 40 --seed 0
+    """
     from ds4export.runtime import open_artefact
     from ds4export.runtime.sampler import Sampling
 
@@ -190,43 +278,52 @@ def score(
         Path, typer.Option("--ids", metavar="FILE", help="Token ids, int64 [B, T] (.npy)")
     ],
     prefill: Annotated[
-        int, typer.Option("--prefill", help="Tokens processed as prefill; the rest one by one")
+        int,
+        typer.Option(
+            "--prefill", metavar="P", help="Tokens processed as prefill; the rest one by one"
+        ),
     ],
     out: Annotated[
         Path, typer.Option("--out", metavar="FILE", help="Logits, float32 [B, T, V] (.npy)")
     ],
     chunk: Annotated[
-        int | None, typer.Option("--chunk", help="Prefill in chunks of that many tokens")
+        int | None,
+        typer.Option("--chunk", metavar="C", help="Prefill in chunks of that many tokens"),
     ] = None,
     lengths: Annotated[
         Path | None,
-        typer.Option("--lengths", metavar="FILE", help="int64 [B]: row b ends there (.npy)"),
+        typer.Option("--lengths", metavar="FILE", help="Row b ends there, int64 [B] (.npy)"),
     ] = None,
     mtp_out: Annotated[
         Path | None,
-        typer.Option("--mtp-out", metavar="FILE", help="Logits of the MTP block (.npy)"),
+        typer.Option("--mtp-out", metavar="FILE", help="Logits of the MTP block too (.npy)"),
     ] = None,
     checkpoint: CheckpointOption = None,
     threads: ThreadsOption = 0,
 ) -> None:
-    """Write the logits of given token ids; those of padding are NaN."""
+    """Write the logits of given token ids.
+
+    The first P tokens of every row are a prefill, the rest single steps. Logits of padding are NaN; MTP logits of
+    position t are fed with the id at t + 1, so the last one is NaN too.
+
+    Example: ds4export score out/nano --ids ids.npy --prefill 100 --chunk 64 --out logits.npy
+    """
     from ds4export.report import Reporter
     from ds4export.runtime.score_files import score_files
 
-    reporter = Reporter()
-    with reporter.stage("score") as stage:
-        stage.done(
-            *score_files(
-                artefact, checkpoint, ids, prefill, out, chunk, lengths, mtp_out, threads, reporter
-            )
-        )
+    score_files(
+        artefact, checkpoint, ids, prefill, out, chunk, lengths, mtp_out, threads, Reporter()
+    )
 
 
 @app.command()
 def verify(
     artefact: ArtefactArgument,
     backend: Annotated[
-        str, typer.Option("--backend", metavar="NAME", help="What runs the artefact: onnxruntime or torch")
+        str,
+        typer.Option(
+            "--backend", metavar="NAME", help="What runs the artefact: onnxruntime or torch"
+        ),
     ] = "onnxruntime",
     vectors: Annotated[
         Path | None,
@@ -234,13 +331,13 @@ def verify(
     ] = None,
     dump: Annotated[
         Path | None,
-        typer.Option("--dump", metavar="DIR", help="Write what the graph computed (with --vectors)"),
+        typer.Option(
+            "--dump", metavar="DIR", help="Write what the graph computed (with --vectors)"
+        ),
     ] = None,
     layers: Annotated[
         str | None,
-        typer.Option(
-            "--layers", metavar="LIST", help="Only these layers, one at a time: 0,2,3"
-        ),
+        typer.Option("--layers", metavar="LIST", help="Only these layers, one at a time: 0,2,3"),
     ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the report as JSON")
@@ -250,7 +347,13 @@ def verify(
     ] = None,
     checkpoint: CheckpointOption = None,
 ) -> None:
-    """Prove an artefact against the PyTorch reference: end to end, layer by layer, op by op."""
+    """Prove an artefact against the PyTorch reference.
+
+    End to end, layer by layer, op by op; the first tensor that differs is named. Exit code 0 only if every bound
+    holds and everything was covered.
+
+    Example: ds4export verify out/nano
+    """
     from ds4export.parity.command import parse_layers, verify_command
     from ds4export.parity.verify import VerifyOptions
 
@@ -268,7 +371,10 @@ def verify(
 
 @app.command()
 def doctor(as_json: JsonFlag = False) -> None:
-    """Say what is installed and what each target still needs."""
+    """Say what is installed and what each target still needs.
+
+    Exit code 1 if something that is installed cannot work.
+    """
     from ds4export.doctor import diagnose
     from ds4export.report import print_json, print_line
 
@@ -283,14 +389,5 @@ def doctor(as_json: JsonFlag = False) -> None:
 
 
 def main() -> None:
-    """Entry point: refusals are printed in full and without a traceback, exit code 1; Ctrl-C gives 130."""
-    try:
-        app()
-    except Ds4Error as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(1)
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
-        sys.exit(130)
-    except BrokenPipeError:
-        sys.exit(141)
+    """Entry point."""
+    app()

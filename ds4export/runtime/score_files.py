@@ -26,8 +26,42 @@ def score_files(
     mtp_out: Path | None,
     threads: int,
     reporter: Reporter,
-) -> list[str]:
-    """Read ids, score them, write logits; returns the facts of the stage line."""
+) -> None:
+    """Read ids, score them, write logits; the stage and the last line go to the reporter.
+
+    Raises:
+        RuntimeInputError: a file that cannot be read or written, before the work wherever that can be known.
+        ArtefactError: the artefact cannot be opened.
+    """
+    with reporter.stage("score") as stage:
+        artefact_hash, facts = _score(
+            artefact,
+            checkpoint,
+            ids_path,
+            prefill,
+            out,
+            chunk,
+            lengths_path,
+            mtp_out,
+            threads,
+            reporter,
+        )
+        stage.done(*facts)
+    reporter.finish(passed=True, artefact_hash=artefact_hash)
+
+
+def _score(
+    artefact: Path,
+    checkpoint: Path | None,
+    ids_path: Path,
+    prefill: int,
+    out: Path,
+    chunk: int | None,
+    lengths_path: Path | None,
+    mtp_out: Path | None,
+    threads: int,
+    reporter: Reporter,
+) -> tuple[str, list[str]]:
     ids = _load(ids_path)
     if ids.ndim != 2 or ids.dtype.kind not in "iu":
         raise RuntimeInputError(
@@ -62,7 +96,7 @@ def score_files(
     written = _save(out, scores.logits)
     if mtp_out is not None and scores.mtp is not None:
         written += _save(mtp_out, scores.mtp)
-    return [f"{batch} x {tokens} tokens", format_bytes(written)]
+    return model.artefact.manifest.hash, [f"{batch} x {tokens} tokens", format_bytes(written)]
 
 
 def _load(path: Path) -> NDArray[Any]:

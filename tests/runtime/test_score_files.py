@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from ds4export.artefact import open_artefact_folder
 from ds4export.errors import Ds4Error, RuntimeInputError
+from ds4export.report import Reporter
 from ds4export.runtime.score_files import score_files
-from tests.kit.artefacts import exported, quiet
+from tests.kit.artefacts import exported
 from tests.kit.vectors import float32_vectors
 
 
 def run(folder: Path, **change: Any) -> list[str]:
+    """The lines that a person sees."""
+    lines = io.StringIO()
     arguments: dict[str, Any] = {
         "artefact": exported("tiny-base"),
         "checkpoint": None,
@@ -25,9 +30,10 @@ def run(folder: Path, **change: Any) -> list[str]:
         "lengths_path": None,
         "mtp_out": None,
         "threads": 1,
-        "reporter": quiet(),
+        "reporter": Reporter(stream=lines, clock=lambda: 0.0, command=["ds4export", "score", "x"]),
     }
-    return score_files(**arguments | change)
+    score_files(**arguments | change)
+    return lines.getvalue().splitlines()
 
 
 @pytest.fixture
@@ -39,8 +45,12 @@ def folder(tmp_path: Path) -> Path:
 def test_logits_and_mtp_logits_are_written(folder: Path) -> None:
     golden = float32_vectors("tiny-base")
     np.save(folder / "lengths.npy", np.array([34, 20], np.int32))
-    facts = run(folder, chunk=8, lengths_path=folder / "lengths.npy", mtp_out=folder / "mtp.npy")
-    assert facts == ["2 x 34 tokens", "104.7 kB"]
+    lines = run(folder, chunk=8, lengths_path=folder / "lengths.npy", mtp_out=folder / "mtp.npy")
+    artefact_hash = open_artefact_folder(exported("tiny-base")).manifest.hash
+    assert lines == [
+        "[1/1] score  2 x 34 tokens  104.7 kB  0.0 s",
+        f"PASSED  0.0 s  artefact {artefact_hash[:12]}  ds4export score x",
+    ]
     logits, mtp = np.load(folder / "logits.npy"), np.load(folder / "mtp.npy")
     assert logits.dtype == mtp.dtype == np.float32
     want, want_mtp = (golden.joined(k).numpy()[:, :34] for k in ("logits", "mtp.logits"))
