@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ds4export.model.weights import array_from_tensor
 from ds4export.ops import _route, indexer_topk
-from ds4export.ops._define import BOUNDARY, OpDef
+from ds4export.parity.bounds import beyond, call_failure
 from ds4export.parity.choices import Flips, compare_choices
 from ds4export.parity.metrics import Difference, difference, equal_bits
 from ds4export.parity.reference import Call
@@ -25,10 +25,6 @@ Array = NDArray[Any]
 Mask = NDArray[np.bool_]
 
 CHOICES = {"indexer_topk": "chosen", "route_scores": "indices", "route_hash": "indices"}
-# Least share of bf16 outputs that are equal bit for bit, over a run, official numerics: the same inputs are quantised
-# to the same codes, so only a float32 sum that lands on the other side of a rounding differs, measured below 1 in 1000.
-# A rounding that is left out or added keeps 5 to 80 % (specification section 17) at errors that the bounds allow.
-IDENTICAL = 0.97
 BY_ROW = ("hc_head", "head")  # ops whose second axis is logit_rows
 
 
@@ -58,7 +54,12 @@ def live_rows(step: StepInputs) -> Mask:
 
 
 def compare_call(
-    call: Call, got: Sequence[Array], step: StepInputs, *, carried: float = 0.0
+    call: Call,
+    got: Sequence[Array],
+    step: StepInputs,
+    *,
+    carried: float = 0.0,
+    slack: float = 1.0,
 ) -> list[OutputFinding]:
     """Every output of one op against the reference's.
 
@@ -68,6 +69,7 @@ def compare_call(
         step: whose tokens are live.
         carried: the bound where `got` comes from a run with inputs of its own, which carry errors already; then any
             flip is a finding, and only rows that the reference wrote are compared.
+        slack: factor on the op's bounds.
     """
     official = call.is_official
     names, wanted = list(call.op.outputs), [array_from_tensor(t) for t in call.outputs]
@@ -84,49 +86,21 @@ def compare_call(
         else:
             mine = _aligned(call, name, got, mine)
             found = OutputFinding(name, difference(mine, want, live))
-        findings.append(_judged(found, call, official, carried))
+        findings.append(_judged(found, call, official, carried, slack))
     return findings
 
 
-def _judged(found: OutputFinding, call: Call, official: bool, carried: float) -> OutputFinding:
+def _judged(
+    found: OutputFinding, call: Call, official: bool, carried: float, slack: float
+) -> OutputFinding:
     if found.failure:
         return found
     if found.flips is not None:
         return replace(found, failure=_flip_failure(found.flips, any_flip=carried > 0))
     if carried:
-        return replace(found, failure=_beyond(found.difference, carried))
-    return replace(found, failure=value_failure(found.difference, call, official))
-
-
-def _beyond(d: Difference, bound: float) -> str:
-    if d.problem or d.relative <= bound:
-        return d.problem
-    return f"relative error {d.relative:.2g} (bound {bound:g}), worst {d.where()}"
-
-
-def value_failure(d: Difference, call: Call, official: bool) -> str:
-    """Which bound of the op one call breaks, as a sentence; empty if none.
-
-    Official numerics bounds single calls by their rows only: one rounding that flips in a short tensor is an error of
-    a whole ulp. The tensor's bound holds for all calls together, see `run_failure`.
-    """
-    bounds = call.op.tolerance
-    if not official or d.problem:
-        return _beyond(d, bounds.float32)
-    if d.row > bounds.row:
-        return f"relative error of a row {d.row:.2g} (bound {bounds.row:g}), {d.where()}"
-    return ""
-
-
-def run_failure(d: Difference, op: OpDef, kind: str) -> str:
-    """Which bound of an op in official numerics all its calls together break; `kind` is the output's."""
-    bounds = op.tolerance
-    if d.pooled > bounds.official:
-        return f"relative error {d.pooled:.2g} (bound {bounds.official:g}), worst {d.where()}"
-    if kind == BOUNDARY and d.identical < IDENTICAL:
-        share = f"{d.identical:.1%} of the values are identical (bound {IDENTICAL:.0%})"
-        return f"{share}, worst {d.where()}"
-    return ""
+        return replace(found, failure=beyond(found.difference, carried))
+    failure = call_failure(found.difference, call.op, found.name, official, slack)
+    return replace(found, failure=failure)
 
 
 def _flip_failure(flips: Flips, *, any_flip: bool) -> str:
@@ -159,7 +133,7 @@ def state_finding(
         return OutputFinding(
             name,
             Difference(index=(slot, row), problem="wrote"),
-            failure=f"wrote {count} rows that the reference leaves alone, first slot {slot}, row {row}",
+            failure=f"wrote {count} rows that the reference leaves alone, first",
         )
     return OutputFinding(name, difference(got, want, wrote))
 

@@ -30,25 +30,25 @@ def first_line(node: OpNode, finding: OutputFinding, step: StepInputs) -> str:
     """The line that a diverging run ends with."""
     outputs = ALL_OPS[node.op].outputs
     output = f" {finding.name}" if len(outputs) > 1 and finding.flips is None else ""
-    what = finding.failure
-    if finding.flips is not None and finding.flips.index and not finding.flips.problem:
-        flips = finding.flips
-        what = f"{flips.worst} of {flips.of} indices{_at(node, flips.index, step)}, margin {flips.margin:.1g}"
+    what, flips = finding.failure, finding.flips
+    if flips is not None and flips.index and not flips.problem:
+        at = _at(node, finding.name, flips.index, step)
+        what = f"{flips.worst} of {flips.of} indices{at}, margin {flips.margin:.1g}"
     else:
-        index = finding.flips.index if finding.flips else finding.difference.index
-        what += _at(node, index, step) if finding.name not in _state(node) else ""
+        index = flips.index if flips is not None else finding.difference.index
+        what += _at(node, finding.name, index, step)
     return f"{PREFIX}{place(node.path)}, {op_title(node)}{output}, {what}; all before agrees"
 
 
-def _state(node: OpNode) -> tuple[str, ...]:
-    return tuple(ALL_OPS[node.op].aliases or {})
-
-
-def _at(node: OpNode, index: tuple[int, ...], step: StepInputs) -> str:
-    """The absolute position of an element [b, t, ...]."""
-    if len(index) < 2 or index[0] >= len(step.positions):
+def _at(node: OpNode, output: str, index: tuple[int, ...], step: StepInputs) -> str:
+    """Where an element is: the absolute position of [b, t, ...], or slot and row of a state."""
+    if len(index) < 2:
         return ""
     b, t = index[:2]
+    if output in (ALL_OPS[node.op].aliases or {}):
+        return f" in slot {b}, row {t}"
+    if b >= len(step.positions):
+        return ""
     if node.op in BY_ROW:
         t = int(step.logit_rows[b, t])
     return f" at position {int(step.positions[b]) + t}"

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ds4export.errors import ParityError
 from ds4export.model.weights import array_from_tensor
 from ds4export.parity.backends import Backend
+from ds4export.parity.bounds import PROBE_SLACK
 from ds4export.parity.compare import OutputFinding, compare_call
 from ds4export.parity.coverage import Coverage
 from ds4export.parity.noise import reordered
@@ -30,7 +31,7 @@ NUM_FLOORS = 4
 
 
 class OpLevel:
-    """Runs the nodes of recorded steps; each node is also probed, once.
+    """Runs the nodes of recorded steps; each node is also probed, once, in the first chunk that allows it.
 
     The noise floor is measured on the first calls of a node, which hold prefill and late positions; 0 leaves it out.
     """
@@ -45,7 +46,7 @@ class OpLevel:
     ) -> None:
         self.subject, self.backend, self.tally, self.coverage = subject, backend, tally, coverage
         self.num_floors = num_floors
-        self._probed: set[str] = set()
+        self._probed: set[tuple[str, str]] = set()
         self._calls: Counter[str] = Counter()
 
     def check(self, record: Record) -> None:
@@ -56,15 +57,19 @@ class OpLevel:
             floors = self._floor(node, call, step)
             self.tally.add(node, step, self._run(node, call, inputs, step), floors)
             self._calls[node.path] += 1
-            if node.path not in self._probed and (step.num_new > 1).any():
-                self._probed.add(node.path)
-                self._probe(node, call, inputs, step)
+            self._probe(node, call, inputs, step)
 
     def _probe(self, node: OpNode, call: Call, inputs: Sequence[Array], step: StepInputs) -> None:
-        for name, made in probes(call).items():
+        if (step.num_new <= 1).all():
+            return
+        for name, make in probes(call).items():
+            made = None if (node.path, name) in self._probed else make(call)
+            if made is None:
+                continue
+            self._probed.add((node.path, name))
             probe = call_reference(call.op, made, call.attributes)
             activation = [array_from_tensor(made[0]), *inputs[1:]]
-            findings = self._run(node, probe, activation, step)
+            findings = self._run(node, probe, activation, step, PROBE_SLACK)
             if exact(name):
                 findings = [_no_flips(f) for f in findings]
             floors = self._floor(node, probe, step)
@@ -80,7 +85,12 @@ class OpLevel:
         return compare_call(call, again, step)
 
     def _run(
-        self, node: OpNode, call: Call, inputs: Sequence[Array], step: StepInputs
+        self,
+        node: OpNode,
+        call: Call,
+        inputs: Sequence[Array],
+        step: StepInputs,
+        slack: float = 1.0,
     ) -> list[OutputFinding]:
         """One node against a call of the reference; a node that does not run is a finding."""
         try:
@@ -88,7 +98,7 @@ class OpLevel:
         except ParityError as cause:
             name, why = next(iter(call.op.outputs)), cause.found or cause.what
             return [OutputFinding(name, failure=f"does not run: {why}")]
-        return compare_call(call, got, step)
+        return compare_call(call, got, step, slack=slack)
 
 
 def _no_flips(found: OutputFinding) -> OutputFinding:

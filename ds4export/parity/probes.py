@@ -20,16 +20,15 @@ from ds4export.ops.moe import expert_matrix, inner_width
 from ds4export.parity.reference import Call
 
 Inputs = tuple[Tensor, ...]
-SMALL = 2.0**-13
+Maker = Callable[[Call], Inputs | None]
+SMALL = 2.0**-16
 # standard deviations of the gate at the limit: a third of the values pass it on either side together
 REACH = 1.0
 
 
-def probes(call: Call) -> dict[str, Inputs]:
-    """Name -> inputs of each probe of a call, in schema order."""
-    makers = _PROBES.get(call.op.name, {})
-    with torch.no_grad():
-        return {name: make(call) for name, make in makers.items()}
+def probes(call: Call) -> dict[str, Maker]:
+    """Name -> maker of each probe of an op; it returns inputs in schema order, or None where this call allows none."""
+    return _PROBES.get(call.op.name, {})
 
 
 def clamp_reached(call: Call) -> bool:
@@ -76,11 +75,16 @@ def _small(call: Call) -> Inputs:
     return _first(call, call.inputs[0].float() * SMALL)
 
 
-def _ties(call: Call) -> Inputs:
+def _ties(call: Call) -> Inputs | None:
+    """Once there are more entries than a list takes."""
+    positions, num_new = call.inputs[4], call.inputs[5]
+    k, ratio = call.attributes
+    if not ((positions + num_new)[num_new > 1] // ratio > k).any():
+        return None
     return _first(call, torch.zeros_like(call.inputs[0]))
 
 
-_PROBES: dict[str, dict[str, Callable[[Call], Inputs]]] = {
+_PROBES: dict[str, dict[str, Maker]] = {
     "shared_expert": {"clamps": _shared_clamps},
     "moe": {"clamps": _moe_clamps},
     "hc_pre": {"sinkhorn": _sinkhorn, "small": _small},

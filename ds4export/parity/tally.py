@@ -6,7 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from ds4export.ops import ALL_OPS
-from ds4export.parity.compare import OutputFinding, run_failure
+from ds4export.ops._define import OpDef
+from ds4export.parity.bounds import PROBE_SLACK, is_rounded, run_failure, tensor_bound
+from ds4export.parity.compare import OutputFinding
 from ds4export.parity.describe import first_line
 from ds4export.parity.metrics import Difference
 from ds4export.parity.results import FAILED, OP, PASSED, PROBE, Check
@@ -26,6 +28,7 @@ class Entry:
     floor: OutputFinding | None = None
     calls: int = 1
     line: str = ""  # the first failure of a single call
+    slack: float = 1.0
 
 
 @dataclass
@@ -51,7 +54,8 @@ class Tally:
             key, floor = (level, node.path + label, finding.name), by_name.get(finding.name)
             entry = self.entries.get(key)
             if entry is None:
-                entry = self.entries[key] = Entry(node, finding, step, floor)
+                slack = PROBE_SLACK if level == PROBE else 1.0
+                entry = self.entries[key] = Entry(node, finding, step, floor, slack=slack)
             else:
                 if finding.difference.row > entry.finding.difference.row:
                     entry.step = step
@@ -76,14 +80,14 @@ class Tally:
 
     def _failure(self, entry: Entry) -> str:
         found, op = entry.finding, ALL_OPS[entry.node.op]
-        if found.failure or found.flips is not None or not self.official:
+        if found.failure or found.flips is not None:
             return found.failure
-        return run_failure(found.difference, op, op.outputs[found.name])
+        return run_failure(found.difference, op, found.name, self.official, entry.slack)
 
     def _check(self, key: Key, entry: Entry) -> Check:
         level, path, output = key
         failure, finding, floor = self._failure(entry), entry.finding, entry.floor
-        bounds = ALL_OPS[entry.node.op].tolerance
+        op = ALL_OPS[entry.node.op]
         check = Check(
             level,
             f"{path}:{output}",
@@ -104,12 +108,12 @@ class Tally:
         d = finding.difference
         return replace(
             check,
-            error=self._error(d),
+            error=self._error(d, op, output),
             row=d.row,
             identical=d.identical,
-            bound=bounds.official if self.official else bounds.float32,
-            floor=self._error(floor.difference) if floor else None,
+            bound=entry.slack * tensor_bound(op, output, self.official),
+            floor=self._error(floor.difference, op, output) if floor else None,
         )
 
-    def _error(self, d: Difference) -> float:
-        return d.pooled if self.official else d.relative
+    def _error(self, d: Difference, op: OpDef, output: str) -> float:
+        return d.pooled if is_rounded(op, output, self.official) else d.relative

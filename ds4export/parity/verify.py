@@ -12,6 +12,7 @@ from ds4export.errors import RuntimeInputError
 from ds4export.parity.backends import DEFAULT, check_backend, open_backend
 from ds4export.parity.layer_run import LayerRun, check_layers, layer_ops
 from ds4export.parity.levels import Levels
+from ds4export.parity.op_level import NUM_FLOORS
 from ds4export.parity.recorded import Vectors, open_vectors, write_dump
 from ds4export.parity.reference import open_reference_checkpoint, reference_model
 from ds4export.parity.reference_run import GraphStep, reference_steps
@@ -75,7 +76,7 @@ def _checked(options: VerifyOptions) -> Path | None:
 class Verification:
     """An open artefact, its reference, and what is found about it."""
 
-    def __init__(self, path: Path, options: VerifyOptions) -> None:
+    def __init__(self, path: Path, options: VerifyOptions, *, num_floors: int = NUM_FLOORS) -> None:
         self.path, self.options = path, options
         self.artefact: Artefact = open_artefact_folder(path, options.checkpoint)
         self.manifest = self.artefact.manifest
@@ -90,7 +91,7 @@ class Verification:
         )
         layers = options.layers
         ops = self.subject.ops if layers is None else layer_ops(self.subject, layers)
-        self.levels = Levels(self.subject, self.backend, ops)
+        self.levels = Levels(self.subject, self.backend, ops, num_floors)
         self.whole: WholeRun | None = None
         self.recorded = VectorTally()
 
@@ -117,13 +118,12 @@ class Verification:
     def run(self, reporter: Reporter) -> None:
         """The scenario, at every level."""
         count = len(self.scenario.steps)
-        for step in self.scenario.steps:
-            self.levels.coverage.step(step.inputs)
         if self.options.layers is None:
             model = reference_model(self.artefact, self.checkpoint, self.available)
             with reporter.progress("steps", count) as advance:
                 self.run_whole(reference_steps(model, self.scenario), advance)
             return
+        self._cover_steps()
         with reporter.progress("steps", count * len(self.options.layers)) as advance:
             for layer in self.options.layers:
                 run = LayerRun(self.levels, self.checkpoint, self.scenario, layer)
@@ -135,10 +135,15 @@ class Verification:
         self, steps: Iterable[GraphStep], advance: Callable[[int], None] = lambda _: None
     ) -> None:
         """The whole artefact against steps of the reference, which may have been recorded before."""
+        self._cover_steps()
         self.whole = WholeRun(self.levels, self.scenario)
         for step in steps:
             self.whole.check(step)
             advance(int(step.graph == MAIN))
+
+    def _cover_steps(self) -> None:
+        for step in self.scenario.steps:
+            self.levels.coverage.step(step.inputs)
 
     def compare_vectors(self, folder: Path) -> Sequence[str]:
         """Compare with recorded vectors; returns the facts of the stage line."""
