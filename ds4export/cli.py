@@ -206,13 +206,13 @@ def export(
 
     Example: ds4export export DeepSeek-V4-Flash -o out/flash, then ds4export verify out/flash
     """
-    from ds4export.export import ExportOptions, export_checkpoint, parse_layers
-    from ds4export.report import Reporter
-
     if numerics not in ("official", "float32"):
         raise RuntimeInputError(
             "unknown --numerics", found=numerics, expected="official or float32"
         )
+    from ds4export.export import ExportOptions, export_checkpoint, parse_layers
+    from ds4export.report import Reporter
+
     chosen: dict[str, Any] = {
         "max_context": max_context,
         "max_batch": max_batch,
