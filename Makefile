@@ -12,7 +12,7 @@ CPU := $(VENV)/.installed-cpu
 DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check lint format docs wheel-test clean
+.PHONY: help demo test test-all check lint format docs plugins check-kernels wheel-test clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,13 +40,22 @@ format: $(DEV) ## rewrite the sources as the linter wants them
 docs: $(DEV) ## check the documents: links resolve, runnable blocks run
 	$(BIN)/python -m pytest tests/test_docs.py
 
+plugins: $(DEV) ## build the TensorRT plugin library for six GPU architectures; no GPU is needed
+	$(BIN)/python scripts/make_plugin_table.py --check
+	$(BIN)/python scripts/build_plugins.py
+
+check-kernels: plugins ## run every kernel on the host against its reference, under sanitizers and planted faults
+	$(BIN)/python scripts/check_kernels.py
+
+# PYTHONPATH would let the sources stand in for what the wheel lacks.
 wheel-test: $(DEV) ## build the wheel, install it into an empty environment, run the demo from it
 	rm -rf build/wheel
 	$(BIN)/python -m build --wheel --outdir build/wheel .
 	$(PYTHON) -m venv build/wheel/venv
 	build/wheel/venv/bin/python -m pip install --disable-pip-version-check -c constraints.txt \
 		"$$(echo build/wheel/*.whl)[cpu]"
-	build/wheel/venv/bin/python scripts/demo.py --out build/wheel/demo
+	cd build/wheel && env -u PYTHONPATH venv/bin/python ../../scripts/demo.py --out demo
+	cd build/wheel && env -u PYTHONPATH venv/bin/ds4export doctor
 
 clean: ## remove what the targets above made, the environment excepted
 	rm -rf build dist out .mypy_cache .pytest_cache .ruff_cache .hypothesis

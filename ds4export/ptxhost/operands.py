@@ -82,7 +82,8 @@ def write(text: str, value: str, at: Instruction) -> str:
         return f"(void)({value});"
     if not re.fullmatch(r"%?[A-Za-z_$][\w$]*", text) or text in SPECIAL:
         raise at.refuse(f"`{text}` cannot be written")
-    return f"put({register(text)}, {value});"
+    name = register(text)
+    return f"{name} = reg<decltype({name})>({value});"
 
 
 def vector(text: str) -> list[str]:

@@ -1,6 +1,6 @@
 // What each PTX instruction computes; included by every translated kernel.
 //
-// Registers are bits: `in<float>(r)` reads them as a type, `put(r, value)` writes them, so that it does not matter
+// Registers are bits: `in<float>(r)` reads them as a type, `reg<R>(value)` makes them, so that it does not matter
 // which type a compiler declared a register with. Transcendental approximations are rounded correctly here; a GPU's
 // differ in the last bits (PTX manual, ex2.approx and others). Tested opcode by opcode in tests/ptxhost.
 #pragma once
@@ -32,10 +32,10 @@ inline T in(R reg) {
 
 // A wider register takes a signed value sign-extended, every other one zero-extended.
 template <class R, class T>
-inline void put(R& reg, T value) {
-  if constexpr (std::is_same_v<R, bool>) reg = value;
-  else if constexpr (std::is_signed_v<T> && std::is_integral_v<T>) reg = static_cast<R>(static_cast<std::make_signed_t<R>>(value));
-  else reg = static_cast<R>(std::bit_cast<Bits<T>>(value));
+inline R reg(T value) {
+  if constexpr (std::is_same_v<R, bool>) return value;
+  else if constexpr (std::is_signed_v<T> && std::is_integral_v<T>) return static_cast<R>(static_cast<std::make_signed_t<R>>(value));
+  else return static_cast<R>(std::bit_cast<Bits<T>>(value));
 }
 
 // Memory. `num` elements move together and are aligned together.

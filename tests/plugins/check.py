@@ -13,14 +13,18 @@ from pathlib import Path
 
 from ds4export.ops import ALL_OPS
 from ds4export.ptxhost.build import HostBuild, Variant, build_host
-from ds4export.ptxhost.library import PtxFile, distinct_architectures, embedded_ptx
+from ds4export.ptxhost.library import PtxFile, distinct_architectures
 from ds4export.ptxhost.plugin_host import HostFaultError, PluginHost, RefusalError, Schedule
 from ds4export.ptxhost.toolchain import Toolchain
 from tests.plugins.host import cases_of, check_case
 
 ARCHITECTURES = (80, 86, 89, 90, 100, 120)
 # All three orders of threads, copies that land late and at once, a large GPU and one of one multiprocessor.
-SCHEDULES = (Schedule(), Schedule("backward", copies_at_issue=True, multiprocessors=1), Schedule("shuffled"))
+SCHEDULES = (
+    Schedule(),
+    Schedule("backward", copies_at_issue=True, multiprocessors=1),
+    Schedule("shuffled"),
+)
 
 
 @dataclass
@@ -37,7 +41,9 @@ class Numbers:
     launched: set[str] = field(default_factory=set)
 
 
-def check_numbers(op_name: str, build: HostBuild, library: Path, schedules: Sequence[Schedule] = SCHEDULES) -> Numbers:
+def check_numbers(
+    op_name: str, build: HostBuild, library: Path, schedules: Sequence[Schedule] = SCHEDULES
+) -> Numbers:
     """Every case of the op, under every schedule; a process that dies is replaced for the next case."""
     op, found = ALL_OPS[op_name], Numbers(op_name, build)
     host = PluginHost(build, library)
@@ -48,7 +54,9 @@ def check_numbers(op_name: str, build: HostBuild, library: Path, schedules: Sequ
             try:
                 made = check_case(host, op, case, schedule)
             except (AssertionError, HostFaultError, RefusalError) as error:
-                found.wrong.append(f"{op_name} {case.name}, {schedule.order}: {_first_words(str(error))}")
+                found.wrong.append(
+                    f"{op_name} {case.name}, {schedule.order}: {_first_words(str(error))}"
+                )
                 if isinstance(error, HostFaultError):
                     host.close()
                     host = PluginHost(build, library)
@@ -66,26 +74,32 @@ def check_numbers(op_name: str, build: HostBuild, library: Path, schedules: Sequ
 def _first_words(text: str) -> str:
     """The line of a report that says what happened."""
     lines = text.splitlines()
-    telling = re.compile(r"KERNEL FAULT|ERROR: AddressSanitizer|WARNING: ThreadSanitizer|runtime error")
+    telling = re.compile(
+        r"KERNEL FAULT|ERROR: AddressSanitizer|WARNING: ThreadSanitizer|runtime error"
+    )
     return next((line.strip() for line in lines if telling.search(line)), lines[0])[:300]
 
 
-def kernels_of(op_name: str, names: Iterable[str]) -> set[str]:
-    """The kernels in an op's namespace, by mangled name; shared ones count for each op that uses them."""
-    return {n for n in names if f"N3ds4{len(op_name)}{op_name}" in n}
+# Ops whose kernels are one family in a folder of another name.
+FOLDERS: dict[str, str] = {}
 
 
-def builds_to_run(files: Sequence[PtxFile], tools: Toolchain, *, every: bool) -> Iterator[tuple[int, Variant]]:
+def files_of(op_name: str, files: Iterable[PtxFile]) -> list[PtxFile]:
+    """The PTX of the op's folder: it holds a kernel in the folder's namespace."""
+    folder = FOLDERS.get(op_name, op_name)
+    return [
+        f for f in files if any(f"N3ds4{len(folder)}{folder}" in k.name for k in f.module.kernels)
+    ]
+
+
+def builds_of(
+    op_name: str, files: Iterable[PtxFile], tools: Toolchain, *, every: bool
+) -> Iterator[HostBuild]:
     """Plain on every architecture with code of its own, sanitizers on the first of them, or on all."""
-    for index, architecture in enumerate(distinct_architectures(files)):
-        yield architecture, Variant.PLAIN
-        if every or index == 0:
-            yield architecture, Variant.ADDRESS
-            yield architecture, Variant.THREAD
-
-
-def build(files: Sequence[PtxFile], architecture: int, variant: Variant, tools: Toolchain) -> HostBuild:
-    return build_host(files, architecture, variant, tools)
+    own = files_of(op_name, files)
+    for index, architecture in enumerate(distinct_architectures(own)):
+        for variant in Variant if every or index == 0 else (Variant.PLAIN,):
+            yield build_host(own, architecture, variant, tools)
 
 
 @dataclass(frozen=True)
@@ -100,9 +114,7 @@ class Resources:
     local_bytes: int
 
 
-_FUNCTION = re.compile(
-    r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)"
-)
+_FUNCTION = re.compile(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
 
 
 def resources(library: Path, tools: Toolchain) -> list[Resources]:
@@ -123,7 +135,7 @@ def resources(library: Path, tools: Toolchain) -> list[Resources]:
 def check_resources(found: Sequence[Resources]) -> list[str]:
     """No stack, no local memory, all six architectures."""
     wrong = [
-        f"{r.kernel} on sm_{r.architecture}: {r.stack_bytes} bytes of stack, {r.local_bytes} of local memory, expected 0"
+        f"{r.kernel} on sm_{r.architecture}: stack {r.stack_bytes}, local {r.local_bytes} bytes, expected 0"
         for r in found
         if r.stack_bytes or r.local_bytes
     ]
@@ -136,8 +148,37 @@ def check_resources(found: Sequence[Resources]) -> list[str]:
 
 def readable(kernel: str) -> str:
     """`ds4::rms_norm::norm<32, 8>` of a mangled name."""
-    text = subprocess.run(["c++filt", kernel], capture_output=True, text=True, check=True).stdout.strip()
+    text = subprocess.run(
+        ["c++filt", kernel], capture_output=True, text=True, check=True
+    ).stdout.strip()
     return re.sub(r"\(int\)", "", re.sub(r"\(.*\)$", "", text.removeprefix("void ")))
 
 
-__all__ = ["HostBuild", "embedded_ptx"]
+def table(found: Sequence[Resources], nvcc_version: str) -> str:
+    """docs/kernels/resources.md."""
+    names = {r.kernel: readable(r.kernel) for r in found}
+    head = " | ".join(f"sm_{a}" for a in ARCHITECTURES)
+    rows = []
+    for kernel in sorted(names, key=names.__getitem__):
+        own = {r.architecture: r for r in found if r.kernel == kernel}
+        cells = " | ".join(
+            f"{own[a].registers} / {own[a].shared_bytes}" for a in ARCHITECTURES if a in own
+        )
+        rows.append(f"| `{names[kernel]}` | {cells} |")
+    return (
+        _TABLE_HEAD.format(version=nvcc_version, head=head, lines="|---" * (len(ARCHITECTURES) + 1))
+        + "\n".join(rows)
+        + "\n"
+    )
+
+
+_TABLE_HEAD = """\
+# Resources of the kernels
+
+Written by `python scripts/check_kernels.py --write`, with nvcc {version}: registers per thread / bytes of static shared
+memory (from sm_90 on, 1,024 of them are the system's). No kernel spills, uses stack or local memory: the build and
+`make check-kernels` fail if one does. These are facts of the compiler, not of a run on a GPU.
+
+| kernel | {head} |
+{lines}|
+"""

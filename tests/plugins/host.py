@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from ds4export.ops._cases import Gen
 from ds4export.ops._define import Case, OpDef
 from ds4export.ptxhost.plugin_host import Array, Job, PluginHost, Schedule
-from ds4export.ptxhost.toolchain import BUILD
+from ds4export.ptxhost.toolchain import BUILD, PLUGINS
 from tests.kit import ops
 from tests.kit.compare import Difference, assert_close
 from tests.plugins.kernel_cases import KERNEL_CASES
@@ -29,6 +30,12 @@ def cases_of(name: str) -> tuple[Case, ...]:
 def library_path() -> Path | None:
     """The plugin library, if `make plugins` has built it."""
     return next(iter(sorted(BUILD.glob("plugins/libds4plugins_trt*.so"))), None)
+
+
+def registered_ops() -> list[str]:
+    """The ops that plugins/registry.cpp names."""
+    text = (PLUGINS / "registry.cpp").read_text(encoding="utf-8")
+    return re.findall(r"^ +DS4_OP\w*\((\w+)\)", text, re.M)
 
 
 def numpy_from(tensor: Tensor) -> Array:

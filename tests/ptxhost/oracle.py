@@ -7,6 +7,7 @@ is asked for. Nothing here is shared with plugins/host.
 from __future__ import annotations
 
 import math
+import operator
 import struct
 from collections.abc import Callable
 from fractions import Fraction
@@ -19,7 +20,7 @@ Bits = int | None
 WIDTH = {"pred": 1, "bf16x2": 32, "f16x2": 32, "bf16": 16, "f16": 16}
 # exponent bits, mantissa bits, has infinity
 FLOATS = {"f32": (8, 23), "f64": (11, 52), "bf16": (8, 7), "f16": (5, 10)}
-NAN = None
+NAN: None = None
 
 
 def width(kind: str) -> int:
@@ -115,11 +116,15 @@ def oracle(opcode: str) -> Callable[..., Bits]:
     return _INTEGER[root](modifiers, kind)
 
 
+def _pair(high: Bits, low: Bits) -> int:
+    """0x7fff is NaN in both formats of half size."""
+    return (0x7FFF if high is NAN else high) << 16 | (0x7FFF if low is NAN else low)
+
+
 def _pairwise(half: Callable[..., Bits]) -> Callable[..., Bits]:
     def both(*sources: int) -> Bits:
         low, high = half(*(s & 0xFFFF for s in sources)), half(*(s >> 16 for s in sources))
-        # 0x7fff is what GPUs return for NaN; the C++ side writes the same
-        return (0x7FFF if high is NAN else high) << 16 | (0x7FFF if low is NAN else low)
+        return _pair(high, low)
 
     return both
 
@@ -354,8 +359,6 @@ _FLOAT: dict[str, Callable[[list[str], str], Callable[..., Bits]]] = {
 
 
 def _comparison(name: str, k: str) -> Callable[..., Bits]:
-    import operator
-
     is_float = k in FLOATS
     if is_float and name in ("nan", "num"):
         return lambda a, b: int(
@@ -393,7 +396,12 @@ def _conversion(m: list[str]) -> Callable[..., Bits]:
     return lambda a: wrap(signed(a, src), dst)
 
 
-_ROUND = {"rzi": math.trunc, "rni": round, "rmi": math.floor, "rpi": math.ceil}
+_ROUND: dict[str, Callable[[float], int]] = {
+    "rzi": math.trunc,
+    "rni": round,
+    "rmi": math.floor,
+    "rpi": math.ceil,
+}
 
 
 def _float_to_float(
@@ -425,16 +433,14 @@ def _float_to_integer(mode: str, dst: str, src: str, *, ftz: bool) -> Callable[.
     return convert
 
 
-_SMALL = {"e4m3x2": ml_dtypes.float8_e4m3fn, "e5m2x2": ml_dtypes.float8_e5m2}
+_SMALL: dict[str, Any] = {"e4m3x2": ml_dtypes.float8_e4m3fn, "e5m2x2": ml_dtypes.float8_e5m2}
 _E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
 
 def _packed_conversion(m: list[str], dst: str, src: str) -> Callable[..., Bits]:
     if dst in ("bf16x2", "f16x2") and src == "f32":
         half = _conversion(["rn", dst[:-2], "f32"])
-        return lambda a, b: (
-            (0x7FFF if half(a) is NAN else half(a)) << 16 | (0x7FFF if half(b) is NAN else half(b))
-        )  # type: ignore[operator]
+        return lambda a, b: _pair(half(a), half(b))
     size = 4 if "e2m1x2" in (dst, src) else 8
     if src == "f32":
         return lambda a, b: (

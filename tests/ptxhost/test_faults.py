@@ -1,4 +1,4 @@
-"""What the runtime and the translator refuse, in their words. A fault ends the process, so each runs in one of its own."""
+"""What the runtime and the translator refuse, in their words. A fault ends the process: each runs in its own."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,7 +45,7 @@ _NUMPY = {
     "f32": np.float32,
     "f64": np.float64,
 }
-_REDUCE = {
+_REDUCE: dict[str, Any] = {
     "add": np.add,
     "min": np.minimum,
     "max": np.maximum,
@@ -62,8 +63,14 @@ def _access(space: str, access: str) -> str:
     size = count * _BYTES[kind]
     through = {
         "global": "",
-        "shared": f"mov.u32 %r20, window;\nmad.lo.s32 %r20, %r0, {size}, %r20;\nst.shared.{access} [%r20], {group};\nld.shared.{access} {group}, [%r20];",
-        "local": f"mov.b64 %rd20, depot;\ncvta.local.u64 %rd21, %rd20;\nst.local.{access} [%rd20+{size}], {group};\nld.{access} {group}, [%rd21+{size}];",
+        "shared": f"""mov.u32 %r20, window;
+mad.lo.s32 %r20, %r0, {size}, %r20;
+st.shared.{access} [%r20], {group};
+ld.shared.{access} {group}, [%r20];""",
+        "local": f"""mov.b64 %rd20, depot;
+cvta.local.u64 %rd21, %rd20;
+st.local.{access} [%rd20+{size}], {group};
+ld.{access} {group}, [%rd21+{size}];""",
     }[space]
     body = f"""mul.wide.u32 %rd10, %r0, {size};
 add.s64 %rd11, %rd0, %rd10;
@@ -85,8 +92,14 @@ def _atomic(operation: str, kind: str, space: str, root: str) -> str:
     where = "%rd0" if space == "global" else "%r30"
     target = f"{old}, [{where}]" if root == "atom" else f"[{where}]"
     keep = f"st.global.b{8 * size} [%rd12], {old};" if root == "atom" else ""
-    enter = f"mov.u32 %r30, cell;\nsetp.eq.s32 %p1, %r0, 0;\nld.global.b{8 * size} {old}, [%rd0];\n@%p1 st.shared.b{8 * size} [%r30], {old};\nbar.sync 0;"
-    leave = f"bar.sync 0;\n@%p1 ld.shared.b{8 * size} {old}, [%r30];\n@%p1 st.global.b{8 * size} [%rd0], {old};"
+    enter = f"""mov.u32 %r30, cell;
+setp.eq.s32 %p1, %r0, 0;
+ld.global.b{8 * size} {old}, [%rd0];
+@%p1 st.shared.b{8 * size} [%r30], {old};
+bar.sync 0;"""
+    leave = f"""bar.sync 0;
+@%p1 ld.shared.b{8 * size} {old}, [%r30];
+@%p1 st.global.b{8 * size} [%rd0], {old};"""
     body = f"""mul.wide.u32 %rd10, %r0, {size};
 add.s64 %rd11, %rd1, %rd10;
 add.s64 %rd12, %rd2, %rd10;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -48,13 +49,13 @@ def bits_of(kind: str, rng: np.random.Generator, count: int) -> list[int]:
         return [int(b) for b in rng.integers(0, 2, count)]
     random = [int.from_bytes(rng.bytes(w // 8), "little") for _ in range(count)]
     if kind in FLOATS:
-        dtype = {"f32": np.float32, "f64": np.float64}.get(kind)
+        dtype: Any = {"f32": np.float32, "f64": np.float64}.get(kind)
         if dtype:
             with np.errstate(over="ignore"):
                 moderate = [*_FLOAT_EDGES, *(rng.standard_normal(count // 2) * 100)]
                 edges = [int.from_bytes(dtype(v).tobytes(), "little") for v in moderate]
-            return (edges + [1, 1 << (w - 1) | 3] + random)[:count]
-        return ([0, 1 << 15, 1, 0x3F80, 0x3C00, 0xBF80, 0x7F80, 0x7C00, 0x7FFF] + random)[:count]
+            return [*edges, 1, 1 << (w - 1) | 3, *random][:count]
+        return [0, 1 << 15, 1, 0x3F80, 0x3C00, 0xBF80, 0x7F80, 0x7C00, 0x7FFF, *random][:count]
     small = [0, 1, 2, 3, 7, 31, 32, 33, 63, 64, 255, 1 << (w - 1), (1 << w) - 1, (1 << (w - 1)) - 1]
     return ([v % (1 << w) for v in small] + random)[:count]
 
@@ -142,7 +143,7 @@ def same(got: int, want: int | None, opcode: str, dst: str) -> bool:
     if dst in ("bf16x2", "f16x2"):
         assert want is not NAN
         halves = ((got & 0xFFFF, want & 0xFFFF), (got >> 16, want >> 16))
-        return all(g == w or _nan(g, dst[:-2]) and _nan(w, dst[:-2]) for g, w in halves)
+        return all(g == w or (_nan(g, dst[:-2]) and _nan(w, dst[:-2])) for g, w in halves)
     if want is NAN:
         return _nan(got, dst)
     return got == want or (opcode.startswith(APPROXIMATE) and abs(got - want) <= 1)

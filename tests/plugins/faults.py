@@ -1,0 +1,146 @@
+"""Planted faults: an edit of a kernel or its launcher, and the proof that an instrument objects.
+
+An edit that does not change the source, or that does not compile, is an error and no catch.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from ds4export.ptxhost.build import Variant, build_host
+from ds4export.ptxhost.library import embedded_ptx
+from ds4export.ptxhost.toolchain import BUILD, PLUGINS, Toolchain
+from tests.plugins.check import check_numbers
+
+ARCHITECTURE = 80
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Replace `old`, which stands exactly once in `file` (below plugins/), by `new`; `op` must then be caught."""
+
+    op: str
+    name: str
+    file: str
+    old: str
+    new: str
+
+
+def _kernel(op: str, name: str, old: str, new: str) -> Fault:
+    return Fault(op, name, f"{op}/{op}.cuh", old, new)
+
+
+def _launcher(op: str, name: str, old: str, new: str) -> Fault:
+    return Fault(op, name, f"{op}/{op}_launch.cu", old, new)
+
+
+FAULTS = (
+    _kernel("embed", "one stream too many", "n < streams", "n <= streams"),
+    _kernel("embed", "id of another item", "ids[token]", "ids[i]"),
+    _launcher(
+        "embed",
+        "last pack not launched",
+        "a.ids.size() * packs_per_row;",
+        "a.ids.size() * packs_per_row - 1;",
+    ),
+    _kernel("moe_combine", "one value too many", "i < num;", "i <= num;"),
+    _kernel("moe_combine", "rounded twice", "partial[i] +", "rounded(partial[i]) +"),
+    _kernel("mtp_merge", "one pack too many", "i < num_packs;", "i <= num_packs;"),
+    _kernel("mtp_merge", "rows are not streams", "token = row / streams;", "token = row % streams;"),
+    _launcher("mtp_merge", "columns not counted in packs", "a.h.last() / width));", "a.h.last()));"),
+    _kernel(
+        "hc_post",
+        "mix transposed",
+        "comb[(t * STREAMS + i) * STREAMS + j]",
+        "comb[(t * STREAMS + j) * STREAMS + i]",
+    ),
+    _kernel("hc_post", "columns beyond the row", "if (column >= width) return;", ""),
+    _kernel("hc_post", "gates of the first token", "post[t * STREAMS + j]", "post[j]"),
+    _kernel("rms_norm", "one scratch line", "turn ^= 1", "turn ^= 0"),
+    _kernel(
+        "rms_norm",
+        "mean over another width",
+        "static_cast<float>(width) + eps",
+        "static_cast<float>(width + 1) + eps",
+    ),
+    Fault("rms_norm", "no barrier in the sum", "common/vector.cuh", "__syncthreads();", ""),
+    Fault(
+        "hc_pre",
+        "no barrier after the slices",
+        "common/hyper_connection.cuh",
+        "logits[threadIdx.x] = sum;\n  }\n  __syncthreads();",
+        "logits[threadIdx.x] = sum;\n  }",
+    ),
+    Fault("hc_pre", "one slice too many", "common/hyper_connection.cuh", "s < slices;", "s <= slices;"),
+    _kernel("hc_pre", "rows for columns", "step * STREAMS);", "step);"),
+    _launcher(
+        "hc_pre",
+        "workspace without the squares",
+        "(num_outputs(a) + 1)) * sizeof",
+        "num_outputs(a)) * sizeof",
+    ),
+    Fault(
+        "hc_pre",
+        "divergent barrier",
+        "common/hyper_connection.cuh",
+        "  if (threadIdx.x < OUTPUTS) logits[threadIdx.x] *= scale;\n  __syncthreads();",
+        "  if (threadIdx.x < OUTPUTS) {\n    logits[threadIdx.x] *= scale;\n    __syncthreads();\n  }",
+    ),
+    Fault("hc_head", "row of minus one", "common/hyper_connection.cuh", "(row > 0 ? row : 0)", "row"),
+    _kernel("hc_head", "no scale", "logits[n] * scale[0]", "logits[n]"),
+)  # fmt: skip
+
+
+def caught_by(fault: Fault, tools: Toolchain) -> str:
+    """The first instrument that objects and its words; empty if none does."""
+    library = _faulty_library(fault, tools)
+    files = embedded_ptx(library, tools.cuobjdump)
+    for variant in Variant:
+        wrong = check_numbers(
+            fault.op, build_host(files, ARCHITECTURE, variant, tools), library
+        ).wrong
+        if wrong:
+            return f"{variant.value}: {wrong[0]}"
+    return ""
+
+
+def _faulty_library(fault: Fault, tools: Toolchain) -> Path:
+    """The op alone, as PTX, with the fault in it; the shell around it is the one that was built."""
+    folder = BUILD / "faults" / re.sub(r"\W+", "-", f"{fault.op} {fault.name}")
+    shutil.rmtree(folder, ignore_errors=True)
+    for part in ("common", fault.op):
+        shutil.copytree(PLUGINS / part, folder / part)
+    source = folder / fault.file
+    text = source.read_text(encoding="utf-8")
+    assert text.count(fault.old) == 1, (
+        f"{fault}: `old` stands {text.count(fault.old)} times in the file"
+    )
+    source.write_text(text.replace(fault.old, fault.new), encoding="utf-8")
+    registry = (PLUGINS / "registry.cpp").read_text(encoding="utf-8")
+    only = re.sub(rf"^      DS4_OP\w*\((?!{fault.op}\)).*\n", "", registry, flags=re.M)
+    (folder / "registry.cpp").write_text(only, encoding="utf-8")
+    out = folder / "libds4plugins_fault.so"
+    command: list[str | Path] = [
+        *(tools.nvcc, "-std=c++20", "-shared", "-O1", "-Xcompiler=-fPIC,-fvisibility=hidden"),
+        *("-cudart", "shared", f"-gencode=arch=compute_{ARCHITECTURE},code=compute_{ARCHITECTURE}"),
+        *(f"-I{folder}", "-isystem", tools.tensorrt_include),
+        *(
+            folder / fault.op / f"{fault.op}_launch.cu",
+            folder / "registry.cpp",
+            shell_object(),
+            "-o",
+            out,
+        ),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{fault}: does not compile\n{done.stderr[-2000:]}"
+    return out
+
+
+def shell_object() -> Path:
+    """plugin.cpp as the library was built from it."""
+    return BUILD / "plugins/CMakeFiles/ds4plugins.dir/common/plugin.cpp.o"
