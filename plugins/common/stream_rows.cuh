@@ -27,7 +27,7 @@ struct StreamSums {
 template <class W, int MATRICES, int NT, bool aligned_weights, bool aligned_x, class Prepare, class TokenRow, class Store>
 __device__ inline void stream_rows(Matrix const (&matrix)[MATRICES], int first_row, int x_columns, StreamSums<MATRICES, NT>& sums,
                                    Prepare prepare, TokenRow token_row, Store store) {
-  constexpr int DEPTH = MATRICES * NT > 2 ? 2 : 4, PIECES = W::PER_LANE / PIECE;
+  constexpr int DEPTH = !aligned_weights ? 1 : MATRICES * NT > 2 ? 2 : 4, PIECES = W::PER_LANE / PIECE;
   int const thread = static_cast<int>(threadIdx.x), lane = thread % LANES, warp = thread / LANES, row = lane / QUAD;
   int const num_chunks = (matrix[0].columns + W::CHUNK - 1) / W::CHUNK;
   auto const column_of = [&](int chunk) { return chunk * W::CHUNK + lane % QUAD * W::PER_LANE; };

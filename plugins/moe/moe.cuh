@@ -15,10 +15,10 @@
 //             down      tile x rows of D                                                             -> y [pair, D] bf16
 //             combine   token x D: its pairs by rising expert                                        -> partial
 //
-//           few pairs: tiles of 8 pairs, stream_rows.cuh; many: tiles of 64 or 128 pairs, tile_product.cuh. Every expert of a
-//           tile's weights is read once per tile
+//           few pairs: tiles of 8 pairs, stream_rows.cuh; many: tiles of 64 pairs, tile_product.cuh. An expert's weights are read
+//           once per tile
 // Order     no atomics: an expert's warp counts the pairs of the experts before it itself, so that lists need no other block
-// Numerics  a8(x), e2m1·scale and e4m3·scale are exact in bf16; bf16 mma, sums of 128 (e4m3: 64) columns added in float32
+// Numerics  a8(x), e2m1·scale and e4m3·scale are exact in bf16; bf16 mma, sums of 64 or 128 columns added in float32
 // Limits    D and I multiples of 32 (e4m3: 16), k <= 32, T·k < 2^31; scales of 2^-92 to 2^33; an index outside of the range counts
 //           as none; e4m3 scales in float32 are refused by their type
 // Measured  not run on a GPU; run on the host from its PTX
@@ -39,7 +39,8 @@ struct Tile {
   int expert, first, num;
 };
 
-// What all kernels of one call share.
+// What all kernels of one call share. They take it field by field: then all of it is read before the first branch, where a
+// struct by value would be addressed wherever it is used.
 struct Call {
   int64_t const* indices;
   int64_t const* num_new;
@@ -58,6 +59,14 @@ struct Call {
   int num_pairs, num_tiles, per_tile;
   bool tile_per_pair;  // entry i of the table belongs to listed pair i: only as many entries as pairs
 
+  // visit(field, field, ...) in the order of declaration
+  template <class Visit>
+  void fields(Visit visit) const {
+    visit(indices, num_new, expert_rows, weights, experts_weight, experts_scale, x, h, y, pairs, tiles, matrix_bytes, scale_bytes, limit,
+          num_tokens, num_places, tokens_per_row, expert_begin, num_experts, hidden, inner, hidden_padded, inner_padded, num_pairs,
+          num_tiles, per_tile, tile_per_pair);
+  }
+
   // The expert of a pair, counted from expert_begin; -1 if it is not in the range, the index out of bounds, or the token padding.
   __device__ int expert_of(int pair) const {
     int const token = pair / num_places;
@@ -74,8 +83,9 @@ struct Call {
 };
 
 // Warps 0 .. num_experts-1 of the grid make lists, the others quantise x.
-template <class W>
-__global__ void __launch_bounds__(PREPARE_THREADS) prepare(Call const c, bf16 const* x) {
+template <class W, class... Fields>
+__global__ void __launch_bounds__(PREPARE_THREADS) prepare(bf16 const* x, Fields... field) {
+  Call const c{field...};
   int const lane = static_cast<int>(threadIdx.x) % LANES;
   int64_t const warp = int64_t{blockIdx.x} * PREPARE_WARPS + threadIdx.x / LANES;
   if (warp >= c.num_experts) {
@@ -137,8 +147,9 @@ struct Down {
 };
 
 // Grid: rows / 16 x entries of the table.
-template <class Half, class W>
-__global__ void __launch_bounds__(STREAM_THREADS, 1) stream_experts(Call const c) {
+template <class Half, class W, class... Fields>
+__global__ void __launch_bounds__(STREAM_THREADS, 1) stream_experts(Fields... field) {
+  Call const c{field...};
   constexpr int MATRICES = Half::MATRICES;
   __shared__ StreamSums<MATRICES, 1> sums;
   Tile const tile = c.tiles[blockIdx.y];
@@ -154,14 +165,17 @@ __global__ void __launch_bounds__(STREAM_THREADS, 1) stream_experts(Call const c
       });
 }
 
-template <class Half, class W, int NT>
-using ExpertTile = TileProduct<W, Half::MATRICES, NT, W::BITS == 4 ? 2 : 4>;
+constexpr int EXPERT_TILE = 64;  // pairs
+
+template <class Half, class W>
+using ExpertTile = TileProduct<W, Half::MATRICES, EXPERT_TILE / 16, W::BITS == 4 ? 3 : 4>;
 
 // Grid: rows / 128 (of two matrices: / 64) x entries of the table.
-template <class Half, class W, int NT>
-__global__ void __launch_bounds__(TILE_THREADS, 1) tile_experts(Call const c) {
+template <class Half, class W, class... Fields>
+__global__ void __launch_bounds__(TILE_THREADS, 1) tile_experts(Fields... field) {
+  Call const c{field...};
   constexpr int MATRICES = Half::MATRICES;
-  using Product = ExpertTile<Half, W, NT>;
+  using Product = ExpertTile<Half, W>;
   extern __shared__ __align__(16) unsigned char raw[];
   Tile const tile = c.tiles[blockIdx.y];
   if (tile.num == 0) return;
@@ -177,8 +191,9 @@ __global__ void __launch_bounds__(TILE_THREADS, 1) tile_experts(Call const c) {
 }
 
 // Rows of h in place, a warp per block of 128; pairs that no list holds have no h.
-template <class W>
-__global__ void __launch_bounds__(QUANTISE_THREADS) requantise(Call const c) {
+template <class W, class... Fields>
+__global__ void __launch_bounds__(QUANTISE_THREADS) requantise(Fields... field) {
+  Call const c{field...};
   constexpr int WARPS = QUANTISE_THREADS / LANES;
   int const blocks = c.inner_padded / A8_BLOCK;
   int64_t const num = int64_t{c.num_pairs} * blocks;
@@ -193,8 +208,9 @@ __global__ void __launch_bounds__(QUANTISE_THREADS) requantise(Call const c) {
 constexpr int COMBINE_THREADS = 128;
 
 // Grid: tokens x columns / 128. Every warp orders the token's pairs by (expert, place), a lane each.
-template <class W>
-__global__ void __launch_bounds__(COMBINE_THREADS) combine(Call const c, float* partial) {
+template <class... Fields>
+__global__ void __launch_bounds__(COMBINE_THREADS) combine(float* partial, Fields... field) {
+  Call const c{field...};
   int const lane = static_cast<int>(threadIdx.x) % LANES, token = static_cast<int>(blockIdx.x);
   int const expert = lane < c.num_places ? c.expert_of(token * c.num_places + lane) : -1;
   int rank = 0;
@@ -205,7 +221,7 @@ __global__ void __launch_bounds__(COMBINE_THREADS) combine(Call const c, float* 
   int const num = __popc(__ballot_sync(ALL, expert >= 0)), column = static_cast<int>(blockIdx.y * COMBINE_THREADS + threadIdx.x);
   float sum = 0;
   for (int i = 0; i < num; ++i) {
-    int const place = __ffs(static_cast<int>(__ballot_sync(ALL, expert >= 0 && rank == i))) - 1;
+    int const place = __popc(__ballot_sync(ALL, expert >= 0 && rank == i) - 1);  // of the one bit that is set
     if (column < c.hidden) sum += float_from(c.y[(int64_t{token} * c.num_places + place) * c.hidden + column]);
   }
   if (column < c.hidden) partial[int64_t{token} * c.hidden + column] = sum;

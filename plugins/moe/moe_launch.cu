@@ -1,26 +1,18 @@
 #include <cstring>
 
-#include "common/grid.h"
 #include "common/op_table.h"
 #include "common/tile_counts.h"
-#include "moe/moe.cuh"
+#include "moe/launches.h"
 
+// moe: checks, the empty case, the workspace; fp4_launch.cu and fp8_launch.cu launch.
 namespace ds4::moe {
 namespace {
 
 constexpr int64_t MOST_STREAMED_PER_EXPERT = 4;  // pairs, on average: from there on, tiles of 8 are read too often
-constexpr int64_t BIG_TILE_FROM = 96;            // pairs per expert, on average
 constexpr int64_t MOST_GRID_Y = 65535;
-
-enum class Way { STREAM, TILES, BIG_TILES };
 
 bool is_fp4(Args const& a) { return !std::strcmp(a.weight_format, "fp4"); }
 int64_t inner_of(Args const& a) { return a.x.last() ? a.experts_weight.last() * (is_fp4(a) ? 2 : 1) / a.x.last() : 0; }
-
-Way way_of(int64_t num_pairs, int64_t num_experts) {
-  if (num_pairs <= MOST_STREAMED_PER_EXPERT * num_experts) return Way::STREAM;
-  return num_pairs < BIG_TILE_FROM * num_experts ? Way::TILES : Way::BIG_TILES;
-}
 
 // The parts of the workspace, each at a multiple of 256 bytes. Entries of the table: at most one a pair, or one per full tile
 // and expert.
@@ -69,42 +61,6 @@ Status check(Args const& a, int64_t inner) {
   return check_counts("experts_weight", inner, hidden);
 }
 
-template <class Half, class W, int NT>
-Status launch_tiles(Call const& c, int rows, cudaStream_t stream) {
-  using Product = ExpertTile<Half, W, NT>;
-  constexpr int shared_bytes = sizeof(typename Product::Shared);
-  cudaError_t const code = cudaFuncSetAttribute(tile_experts<Half, W, NT>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
-  DS4_REQUIRE(code == cudaSuccess, "%d bytes of shared memory: %s", shared_bytes, cudaGetErrorString(code));
-  dim3 const grid(static_cast<unsigned>((rows + Product::ROWS_PER_MATRIX - 1) / Product::ROWS_PER_MATRIX), static_cast<unsigned>(c.num_tiles));
-  tile_experts<Half, W, NT><<<grid, TILE_THREADS, shared_bytes, stream>>>(c);
-  return launched();
-}
-
-template <class Half, class W>
-Status launch_half(Call const& c, Way way, int rows, cudaStream_t stream) {
-  if (way == Way::BIG_TILES) return launch_tiles<Half, W, 8>(c, rows, stream);
-  if (way == Way::TILES) return launch_tiles<Half, W, 4>(c, rows, stream);
-  dim3 const grid(static_cast<unsigned>((rows + STREAM_ROWS - 1) / STREAM_ROWS), static_cast<unsigned>(c.num_tiles));
-  stream_experts<Half, W><<<grid, STREAM_THREADS, 0, stream>>>(c);
-  return launched();
-}
-
-template <class W>
-Status launch_all(Call const& c, Way way, Args const& a) {
-  int64_t const x_warps = int64_t{c.num_tokens} * (c.hidden_padded / A8_BLOCK);
-  unsigned const list_blocks = static_cast<unsigned>((c.num_experts + PREPARE_WARPS - 1) / PREPARE_WARPS);
-  prepare<W><<<list_blocks + blocks_for(x_warps, PREPARE_WARPS), PREPARE_THREADS, 0, a.stream>>>(c, a.x.as<bf16>());
-  if (Status status = launched(); !status.ok()) return status;
-  if (Status status = launch_half<Up, W>(c, way, c.inner, a.stream); !status.ok()) return status;
-  int64_t const h_warps = int64_t{c.num_pairs} * (c.inner_padded / A8_BLOCK);
-  requantise<W><<<blocks_for(h_warps, QUANTISE_THREADS / LANES), QUANTISE_THREADS, 0, a.stream>>>(c);
-  if (Status status = launched(); !status.ok()) return status;
-  if (Status status = launch_half<Down, W>(c, way, c.hidden, a.stream); !status.ok()) return status;
-  dim3 const grid(static_cast<unsigned>(c.num_tokens), static_cast<unsigned>((c.hidden + COMBINE_THREADS - 1) / COMBINE_THREADS));
-  combine<W><<<grid, COMBINE_THREADS, 0, a.stream>>>(c, a.partial.as<float>());
-  return launched();
-}
-
 }  // namespace
 
 size_t workspace_bytes(Args const& a) {
@@ -115,8 +71,8 @@ Status launch(Args const& a) {
   int64_t const inner = inner_of(a), hidden = a.x.last(), num_experts = a.expert_rows.size(), num_pairs = a.indices.size();
   if (a.x.rows() == 0) return {};
   if (Status status = check(a, inner); !status.ok()) return status;
-  Way const way = way_of(num_pairs, num_experts);
-  int64_t const per_tile = way == Way::STREAM ? STREAM_TOKENS : way == Way::TILES ? 64 : 128;
+  bool const streamed = num_pairs <= MOST_STREAMED_PER_EXPERT * num_experts;
+  int64_t const per_tile = streamed ? STREAM_TOKENS : EXPERT_TILE;
   bool const tile_per_pair = num_pairs <= num_pairs / per_tile + num_experts;
   int64_t const num_tiles = tile_per_pair ? num_pairs : num_pairs / per_tile + num_experts;
   DS4_REQUIRE(num_tiles <= MOST_GRID_Y, "%lld tiles of pairs of token and expert, expected at most %lld", number(num_tiles),
@@ -132,7 +88,9 @@ Status launch(Args const& a) {
                   static_cast<int>(a.x.dims[1]), static_cast<int>(a.expert_begin), static_cast<int>(num_experts),
                   static_cast<int>(hidden), static_cast<int>(inner), padded_to_a8(hidden), padded_to_a8(inner),
                   static_cast<int>(num_pairs), static_cast<int>(num_tiles), static_cast<int>(per_tile), tile_per_pair};
-  return is_fp4(a) ? launch_all<Fp4Weight>(call, way, a) : launch_all<Fp8Weight>(call, way, a);
+  bf16 const* const x = a.x.as<bf16>();
+  float* const partial = a.partial.as<float>();
+  return is_fp4(a) ? launch_fp4(call, x, partial, streamed, a.stream) : launch_fp8(call, x, partial, streamed, a.stream);
 }
 
 }  // namespace ds4::moe
