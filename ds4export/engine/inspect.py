@@ -1,0 +1,91 @@
+"""What an engine folder says of itself: what is in it, which runtime wants it, where it will and will not run.
+
+Reads the manifest only, after opening has checked it. Says `built ahead of time` and never that anything ran.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ds4export.engine.manifest import EngineGraph, EngineManifest
+from ds4export.engine.plugins import DOES_NOTHING
+from ds4export.engine.profile import Shapes
+from ds4export.engine.reader import Engine
+from ds4export.report import format_bytes, format_count
+
+# Examples of GPUs by architecture, for people.
+GPUS = {
+    "SM80": "A100, A30",
+    "SM86": "RTX 30 series, RTX A6000, A10, A40",
+    "SM89": "RTX 40 series, RTX 6000 Ada, L4, L40S",
+    "SM90": "H100, H200",
+    "SM100": "B200",
+    "SM120": "RTX 50 series, RTX PRO 6000 Blackwell",
+    "SM121": "DGX Spark",
+}
+
+
+@dataclass(frozen=True)
+class EngineSummary:
+    """The facts for people (`lines`) and for machines (`to_json`)."""
+
+    manifest: EngineManifest
+
+    def to_json(self) -> dict[str, Any]:
+        m = self.manifest
+        return {
+            "hash": m.hash,
+            "runs_on": list(m.targets) if self.has_kernels else [],
+            "does_not_run_on": [t for t in GPUS if t not in m.targets or not self.has_kernels],
+            **m.to_json(),
+        }
+
+    @property
+    def has_kernels(self) -> bool:
+        return self.manifest.plugins.kind != DOES_NOTHING
+
+    def lines(self) -> list[str]:
+        m = self.manifest
+        layers = "{}:{}".format(*m.source.layers)
+        rows = [
+            ("engine", f"{m.hash[:12]}, built ahead of time {m.created}"),
+            ("model", f"{m.source.variant}, layers {layers} of {m.source.of_layers}"),
+            ("artefact", f"{m.source.hash[:12]}; its weights ({format_bytes(m.source.weight_bytes)}) "
+             "are bound at run time"),
+            ("wants", f"{m.flavour} {m.flavour_version}, plugins {m.plugins}"),
+            *self._places(),
+            ("limits", f"{m.max_context:,} tokens, {format_count(m.max_batch, 'sequence')}, state "
+             f"{format_bytes(m.state_bytes)}, recipe {m.recipe or 'none'}"),
+        ]  # fmt: skip
+        for name, graph in m.graphs.items():
+            rows += _graph_rows(name, graph, m.files[graph.plan].nbytes)
+        return [f"{label:<14} {text}" for label, text in rows]
+
+    def _places(self) -> list[tuple[str, str]]:
+        if not self.has_kernels:
+            return [("runs on", "nothing: its plugins do nothing, it was built to try the build")]
+        targets = self.manifest.targets
+        here = [f"{t} ({GPUS[t]})" if t in GPUS else t for t in targets]
+        others = [f"{t} ({gpus})" for t, gpus in GPUS.items() if t not in targets]
+        return [("built for", "; ".join(here)), ("not for", "; ".join(others))]
+
+
+def summarise_engine(engine: Engine) -> EngineSummary:
+    """What to say about an open engine."""
+    return EngineSummary(engine.manifest)
+
+
+def _graph_rows(name: str, graph: EngineGraph, plan_bytes: int) -> list[tuple[str, str]]:
+    count = format_count(sum(graph.nodes.values()), "plugin")
+    inputs = format_count(len(graph.tensors.inputs), "input")
+    ops = ", ".join(f"{op} {n}" for op, n in sorted(graph.nodes.items(), key=lambda i: -i[1]))
+    rows = [(name, f"plan {format_bytes(plan_bytes)}, {count}, {inputs}"), ("  ops", ops)]
+    return rows + [(f"  {step}", _shapes_text(shapes)) for step, shapes in graph.profiles.items()]
+
+
+def _shapes_text(shapes: Mapping[str, Shapes]) -> str:
+    """The shapes of ids, or of what stands for them: they show batch and tokens."""
+    name = next((n for n in ("ids", "next_ids") if n in shapes), next(iter(shapes)))
+    return f"{name} " + " .. ".join(str(list(shape)) for shape in shapes[name])

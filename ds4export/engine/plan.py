@@ -1,0 +1,214 @@
+"""One graph to one plan: lower, parse, add profiles, build, count the plugins in what came out.
+
+Owns everything that is said to TensorRT's builder. Refuses a graph with a node that is no ds4 op, one that the parser
+or the builder refuses, and a plan with another number of plugin records than nodes: a plan can be built without plugins.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from ds4export.engine.profile import Shapes
+from ds4export.engine.tensorrt import RTX, Flavour
+from ds4export.errors import ExportError
+from ds4export.passes import TENSORRT_PIPELINE, run_passes
+from ds4export.report import Reporter
+
+DOMAIN = "ds4"
+# Each plugin leaves one of the two in a plan, once for every profile; the op's name alone proves nothing.
+_RECORD = re.compile(rb"_pluginType|PluginType")
+
+
+@dataclass(frozen=True)
+class BuiltPlan:
+    """A plan and what is in it. `nodes`: how many of each op; `layers`: engine layers that are ops, in order."""
+
+    content: bytes
+    nodes: dict[str, int]
+    layers: tuple[str, ...]
+    plugin_records: int
+    num_inputs: int
+    seconds: float
+
+
+class Messages:
+    """What TensorRT said while it worked; errors are kept for the sentence of a refusal."""
+
+    def __init__(self, trt: Any) -> None:
+        self.errors: list[str] = []
+        self.logger = self._logger(trt)
+
+    def _logger(self, trt: Any) -> Any:
+        errors = self.errors
+
+        class Logger(trt.ILogger):  # type: ignore[misc]
+            def __init__(self) -> None:
+                trt.ILogger.__init__(self)
+
+            def log(self, severity: Any, message: str) -> None:
+                if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+                    errors.append(message)
+
+        return Logger()
+
+    def text(self) -> str:
+        return "; ".join(self.errors[-3:]) or "nothing"
+
+
+def lower(model: ir.Model) -> ir.Model:
+    """The flat graph of ds4 nodes without bodies; weights that a self-contained artefact carries go.
+
+    Raises:
+        ExportError: a node is no ds4 op.
+    """
+    for value in model.graph.inputs:
+        if value.name and value.name in model.graph.initializers:
+            del model.graph.initializers[value.name]
+            value.const_value = None
+    model, _ = run_passes(model, TENSORRT_PIPELINE)
+    others = sorted({n.op_type for n in model.graph if n.domain != DOMAIN})
+    if others:
+        raise ExportError(
+            "the lowered graph has nodes that are no ds4 op",
+            found=", ".join(others),
+            expected="ds4 nodes only, each of them a plugin",
+            hint="export the checkpoint again with this version of ds4export",
+        )
+    return model
+
+
+def read_graph(path: Path) -> ir.Model:
+    """An artefact's graph; opening the artefact has checked its hash."""
+    return ir.load(path)
+
+
+@dataclass
+class PlanBuilder:
+    """A builder of one flavour for named architectures; plugins have to be registered while it builds."""
+
+    flavour: Flavour
+    targets: Sequence[str]
+    reporter: Reporter
+
+    def __post_init__(self) -> None:
+        trt = self.flavour.module
+        self.messages = Messages(trt)
+        self.builder = trt.Builder(self.messages.logger)
+
+    def build(
+        self, name: str, model: ir.Model, profiles: Mapping[str, Mapping[str, Shapes]]
+    ) -> BuiltPlan:
+        """The plan of a lowered graph.
+
+        Raises:
+            ExportError: TensorRT refuses it, or builds it without all plugins.
+        """
+        started = time.perf_counter()
+        network = self._parse(name, model)
+        config = self._config(profiles)
+        with _progress(self.flavour.module, config, self.reporter, name):
+            plan = self.builder.build_serialized_network(network, config)
+        if plan is None:
+            raise self._refusal(name, "builder")
+        content = bytes(plan)
+        nodes = Counter(n.op_type for n in model.graph)
+        records = len(_RECORD.findall(content))
+        _check_records(name, records, nodes.total(), len(profiles))
+        wanted = {n.name for n in model.graph}
+        layers = (network.get_layer(i).name for i in range(network.num_layers))
+        return BuiltPlan(
+            content,
+            dict(sorted(nodes.items())),
+            tuple(layer for layer in layers if layer in wanted),
+            records,
+            network.num_inputs,
+            time.perf_counter() - started,
+        )
+
+    def _parse(self, name: str, model: ir.Model) -> Any:
+        trt = self.flavour.module
+        flags = 0 if self.flavour.name == RTX else 1 << int(_strongly_typed(trt))
+        network = self.builder.create_network(flags)
+        parser = trt.OnnxParser(network, self.messages.logger)
+        if not parser.parse(ir.to_proto(model).SerializeToString()):
+            said = [parser.get_error(i).desc() for i in range(parser.num_errors)]
+            self.messages.errors += said
+            raise self._refusal(name, "ONNX parser")
+        return network
+
+    def _config(self, profiles: Mapping[str, Mapping[str, Shapes]]) -> Any:
+        trt = self.flavour.module
+        config = self.builder.create_builder_config()
+        if self.flavour.name == RTX:
+            config.num_compute_capabilities = len(self.targets)
+            for index, target in enumerate(self.targets):
+                config.set_compute_capability(getattr(trt.ComputeCapability, target), index)
+        config.set_preview_feature(trt.PreviewFeature.ALIASED_PLUGIN_IO_10_03, True)
+        for shapes in profiles.values():
+            profile = self.builder.create_optimization_profile()
+            for tensor, (least, usual, most) in shapes.items():
+                profile.set_shape(tensor, least, usual, most)
+            config.add_optimization_profile(profile)
+        return config
+
+    def _refusal(self, name: str, who: str) -> ExportError:
+        return ExportError(
+            f"TensorRT's {who} refuses the graph `{name}`",
+            where=f"{self.flavour.name} {self.flavour.version} for {', '.join(self.targets)}",
+            found=self.messages.text(),
+            expected="a graph of plugins that it builds",
+        )
+
+
+def _strongly_typed(trt: Any) -> Any:
+    return trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
+
+
+def _check_records(name: str, records: int, nodes: int, profiles: int) -> None:
+    if records != nodes * profiles:
+        raise ExportError(
+            f"the plan of `{name}` does not hold every plugin",
+            found=f"{records} plugin records",
+            expected=f"{nodes * profiles}: one for each of {nodes} ds4 nodes and {profiles} profiles",
+        )
+
+
+@contextmanager
+def _progress(trt: Any, config: Any, reporter: Reporter, name: str) -> Iterator[None]:
+    """A bar over the builder's outermost phase."""
+    if not reporter.console.is_terminal:
+        yield
+        return
+    with reporter.progress(f"building {name}", 100) as advance:
+        config.progress_monitor = _monitor(trt, advance)
+        yield
+
+
+def _monitor(trt: Any, advance: Any) -> Any:
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.outer: dict[str, int] = {}
+
+        def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
+            if parent is None:
+                self.outer[phase] = max(steps, 1)
+
+        def phase_finish(self, phase: str) -> None:
+            self.outer.pop(phase, None)
+
+        def step_complete(self, phase: str, _: int) -> bool:
+            if phase in self.outer:
+                advance(100 // self.outer[phase])
+            return True
+
+    return Monitor()
