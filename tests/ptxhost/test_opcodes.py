@@ -11,7 +11,8 @@ import pytest
 
 from ds4export.ptxhost.forms import FORMS
 from tests.ptxhost.harness import compiled, kernel, launch, module
-from tests.ptxhost.oracle import FLOATS, NAN, number, oracle, width
+from tests.ptxhost.oracle import oracle
+from tests.ptxhost.values import FLOATS, NAN, number, width
 
 THREADS = 256
 # What double precision rounds to float32 in another library may differ by a unit; so may a GPU's approximations.
