@@ -48,14 +48,13 @@ check-kernels: plugins ## run every kernel on the host against its reference, un
 	$(BIN)/python scripts/check_kernels.py
 
 # PYTHONPATH would let the sources stand in for what the wheel lacks.
-wheel-test: $(DEV) ## build the wheel, install it into an empty environment, run the demo from it
+wheel-test: $(DEV) ## build the wheel, install it into an empty environment, run it from there
 	rm -rf build/wheel
 	$(BIN)/python -m build --wheel --outdir build/wheel .
 	$(PYTHON) -m venv build/wheel/venv
 	build/wheel/venv/bin/python -m pip install --disable-pip-version-check -c constraints.txt \
 		"$$(echo build/wheel/*.whl)[cpu]"
-	cd build/wheel && env -u PYTHONPATH venv/bin/python ../../scripts/demo.py --out demo
-	cd build/wheel && env -u PYTHONPATH venv/bin/ds4export doctor
+	cd build/wheel && env -u PYTHONPATH venv/bin/python ../../scripts/check_wheel.py --out out
 
 clean: ## remove what the targets above made, the environment excepted
 	rm -rf build dist out .mypy_cache .pytest_cache .ruff_cache .hypothesis
