@@ -1,8 +1,10 @@
-// The kernels of the linears with one matrix, and which of them a shape gets. An op brings a struct:
+// The kernels of the linears, and which of them a shape gets. An op brings a struct:
 //
 //   Weight        Bf16Weight or Fp8Weight (weight_formats.cuh)
 //   Result        bf16 or float
+//   MATRICES      1, or 2 whose products of a row meet in one result
 //   QUANTISED     whether activations go through A8(128) first
+//   result()      the float32 result of the sums
 //
 // Its name is in the kernels' names, so that reports tell the ops apart.
 #pragma once
@@ -23,23 +25,36 @@ struct Linear {
   int64_t num_tokens;
   int x_columns, groups;  // columns of x as it stands in memory, padded or not, of one group
   void* y;
+  uint8_t const* second_codes = nullptr;  // of a second matrix of the same shape
+  uint8_t const* second_scale = nullptr;
+  float limit = 0;
 
-  __device__ Matrix of_group(int group, int bits) const {
-    Matrix out = matrix;
-    out.codes += int64_t{group} * matrix.rows * matrix.columns * bits / 8;
-    out.first_row = group * matrix.rows;
-    return out;
+  template <class Op>
+  __device__ void matrices(int group, Matrix (&out)[Op::MATRICES]) const {
+    int64_t const offset = int64_t{group} * matrix.rows * matrix.columns * Op::Weight::BITS / 8;
+    out[0] = {matrix.codes + offset, matrix.scale, matrix.rows, matrix.columns, group * matrix.rows};
+    if constexpr (Op::MATRICES == 2) out[1] = {second_codes + offset, second_scale, matrix.rows, matrix.columns, group * matrix.rows};
   }
   __device__ bf16 const* token(int64_t i, int group) const {
     return i < num_tokens ? x + (i * groups + group) * x_columns : nullptr;
   }
-  template <class T>
-  __device__ void put(int64_t token, int group, int row, float value) const {
+  template <class Op>
+  __device__ void put(int64_t token, int group, int row, float const (&value)[Op::MATRICES]) const {
     if (token >= num_tokens) return;
-    T* const to = static_cast<T*>(y) + (token * groups + group) * matrix.rows + row;
-    if constexpr (sizeof(T) == sizeof(float)) *to = value;
-    else *to = bf16_from(value);
+    auto* const to = static_cast<typename Op::Result*>(y) + (token * groups + group) * matrix.rows + row;
+    if constexpr (sizeof(typename Op::Result) == sizeof(float)) *to = Op::result(value, limit);
+    else *to = bf16_from(Op::result(value, limit));
   }
+};
+
+// What most linears are: one matrix, the sum as it is.
+template <class W, class T, bool quantised>
+struct PlainLinear {
+  using Weight = W;
+  using Result = T;
+  static constexpr int MATRICES = 1;
+  static constexpr bool QUANTISED = quantised;
+  __device__ static float result(float const (&value)[1], float) { return value[0]; }
 };
 
 constexpr int X_GAP = PIECE;  // between tokens in shared memory: their rows start in other banks
@@ -49,12 +64,13 @@ template <class Op, int NT, bool aligned, bool quantise>
 __global__ void __launch_bounds__(STREAM_THREADS, 1) stream(Linear const a) {
   using W = typename Op::Weight;
   extern __shared__ __align__(16) unsigned char raw[];
-  __shared__ StreamSums<1, NT> sums;
+  __shared__ StreamSums<Op::MATRICES, NT> sums;
   int const group = static_cast<int>(blockIdx.z), padded = (a.x_columns + A8_BLOCK - 1) / A8_BLOCK * A8_BLOCK;
   int64_t const first = int64_t{blockIdx.y} * (STREAM_TOKENS * NT);
   auto* const own = reinterpret_cast<bf16*>(raw);
-  Matrix const matrix[1] = {a.of_group(group, W::BITS)};
-  stream_rows<W, 1, NT, aligned, aligned || Op::QUANTISED>(
+  Matrix matrix[Op::MATRICES];
+  a.matrices<Op>(group, matrix);
+  stream_rows<W, Op::MATRICES, NT, aligned, aligned || Op::QUANTISED>(
       matrix, static_cast<int>(blockIdx.x) * STREAM_ROWS, quantise ? padded : a.x_columns, sums,
       [&] {
         if constexpr (quantise) {
@@ -70,23 +86,24 @@ __global__ void __launch_bounds__(STREAM_THREADS, 1) stream(Linear const a) {
         if constexpr (quantise) return first + i < a.num_tokens ? own + i * (padded + X_GAP) : nullptr;
         else return a.token(first + i, group);
       },
-      [&](int row, int i, float const(&value)[1]) { a.put<typename Op::Result>(first + i, group, row, value[0]); });
+      [&](int row, int i, float const(&value)[Op::MATRICES]) { a.put<Op>(first + i, group, row, value); });
 }
 
 template <class Op>
-using LinearTile = TileProduct<typename Op::Weight, 1, 8, Op::Weight::BITS == 16 ? 3 : 4>;
+using LinearTile = TileProduct<typename Op::Weight, Op::MATRICES, 8, Op::Weight::BITS == 16 ? 3 : 4>;
 
-// Grid: rows / 128 x tokens / 128 x groups.
+// Grid: rows / 128 (of two matrices: / 64) x tokens / 128 x groups.
 template <class Op>
 __global__ void __launch_bounds__(TILE_THREADS, 1) tiles(Linear const a) {
   using Tile = LinearTile<Op>;
   extern __shared__ __align__(16) unsigned char raw[];
   int const group = static_cast<int>(blockIdx.z);
   int64_t const first = int64_t{blockIdx.y} * Tile::TOKENS;
-  Matrix const matrix[1] = {a.of_group(group, Op::Weight::BITS)};
-  Tile tile(*reinterpret_cast<typename Tile::Shared*>(raw), matrix, static_cast<int>(blockIdx.x) * TILE_ROWS, a.x_columns);
+  Matrix matrix[Op::MATRICES];
+  a.matrices<Op>(group, matrix);
+  Tile tile(*reinterpret_cast<typename Tile::Shared*>(raw), matrix, static_cast<int>(blockIdx.x) * Tile::ROWS_PER_MATRIX, a.x_columns);
   tile.run([&](int i) { return a.token(first + i, group); });
-  tile.finish([&](int row, int i, float const(&value)[1]) { a.put<typename Op::Result>(first + i, group, row, value[0]); });
+  tile.finish([&](int row, int i, float const(&value)[Op::MATRICES]) { a.put<Op>(first + i, group, row, value); });
 }
 
 // Grid: blocks of 128 columns of all tokens, a warp each.
@@ -121,7 +138,7 @@ Status launch_tiles(Linear const& a, cudaStream_t stream_of_work) {
   constexpr int shared_bytes = sizeof(typename Tile::Shared);
   cudaError_t const code = cudaFuncSetAttribute(tiles<Op>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
   DS4_REQUIRE(code == cudaSuccess, "%d bytes of shared memory: %s", shared_bytes, cudaGetErrorString(code));
-  dim3 const grid(static_cast<unsigned>((a.matrix.rows + TILE_ROWS - 1) / TILE_ROWS),
+  dim3 const grid(static_cast<unsigned>((a.matrix.rows + Tile::ROWS_PER_MATRIX - 1) / Tile::ROWS_PER_MATRIX),
                   static_cast<unsigned>((a.num_tokens + Tile::TOKENS - 1) / Tile::TOKENS), static_cast<unsigned>(a.groups));
   tiles<Op><<<grid, TILE_THREADS, shared_bytes, stream_of_work>>>(a);
   return launched();
@@ -135,7 +152,7 @@ Status launch_linear(Linear a, void* workspace, cudaStream_t stream_of_work) {
   bool const aligned = a.matrix.columns * W::BITS % 128 == 0;
   if constexpr (Op::QUANTISED) {
     size_t const shared_bytes = static_cast<size_t>(a.num_tokens * (padded_to_a8(a.x_columns) + X_GAP)) * sizeof(bf16);
-    if (aligned && a.num_tokens <= STREAM_TOKENS && shared_bytes + sizeof(StreamSums<1, 1>) <= SHARED_WITHOUT_ASKING) {
+    if (aligned && a.num_tokens <= STREAM_TOKENS && shared_bytes + sizeof(StreamSums<Op::MATRICES, 1>) <= SHARED_WITHOUT_ASKING) {
       return launch_stream<Op, 1, true, true>(a, shared_bytes, stream_of_work);
     }
     int const padded = padded_to_a8(a.x_columns);

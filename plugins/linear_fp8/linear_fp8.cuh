@@ -17,10 +17,6 @@
 
 namespace ds4::linear_fp8 {
 
-struct Op {
-  using Weight = Fp8Weight;
-  using Result = bf16;
-  static constexpr bool QUANTISED = true;
-};
+struct Op : PlainLinear<Fp8Weight, bf16, true> {};
 
 }  // namespace ds4::linear_fp8
