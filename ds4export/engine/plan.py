@@ -1,7 +1,7 @@
 """One graph to one plan: lower, parse, add profiles, build, count the plugins in what came out.
 
 Owns everything that is said to TensorRT's builder. Refuses a graph with a node that is no ds4 op, one that the parser
-or the builder refuses, and a plan with another number of plugin records than nodes: a plan can be built without plugins.
+or the builder refuses, and a plan with another number of plugin records than nodes: it can be built without plugins.
 """
 
 from __future__ import annotations
