@@ -18,10 +18,14 @@ size_t no_workspace(Call const&) { return 0; }
 
 std::span<RegisteredOp const> registered_ops() {
   static RegisteredOp const ops[] = {
+      DS4_OP_WITH_WORKSPACE(attention_csa),
+      DS4_OP_WITH_WORKSPACE(attention_hca),
+      DS4_OP_WITH_WORKSPACE(attention_window),
       DS4_OP(embed),
       DS4_OP_WITH_WORKSPACE(hc_head),
       DS4_OP(hc_post),
       DS4_OP_WITH_WORKSPACE(hc_pre),
+      DS4_OP_WITH_WORKSPACE(indexer_topk),
       DS4_OP(moe_combine),
       DS4_OP(mtp_merge),
       DS4_OP(rms_norm),
