@@ -27,7 +27,7 @@ from ds4export.ops import ALL_OPS, OpDef
 TYPES = {"boundary": "BF16", "bf16": "BF16", "float32": "FLOAT", "bytes": "INT8", "int64": "INT64"}
 FIELDS = {"int": "INT64", "float": "FLOAT32", "str": "CHAR"}
 STUBS = Path(__file__).with_name("rtx_stubs.cpp")
-# smallest, usual and largest size of the dimensions of a step; the others are rows and slots of state
+# smallest, usual and largest size; the other dimensions are rows and slots of state
 STEP = {"B": (1, 1, 4), "T": (1, 16, 64), "R": (1, 1, 4)}
 
 
@@ -49,10 +49,8 @@ def dim_rule(nodes: list[ir.Node], output: int, axis: int) -> str:
 
 
 def shape_rules(nodes: list[ir.Node]) -> str:
-    ranks = [len(v.shape) for v in nodes[0].outputs]
-    return braces(
-        braces(dim_rule(nodes, o, a) for a in range(rank)) for o, rank in enumerate(ranks)
-    )
+    ranks = enumerate(len(v.shape) for v in nodes[0].outputs)
+    return braces(braces(dim_rule(nodes, o, a) for a in range(rank)) for o, rank in ranks)
 
 
 def op_text(op: OpDef, nodes: list[ir.Node]) -> str:
@@ -92,8 +90,9 @@ def open_tensorrt(folder: Path) -> Any:
     libs = Path(importlib.import_module("tensorrt_rtx_libs").__file__ or "").parent
     shim, real = folder / "shim.so", libs / "libtensorrt_rtx.so.1"
     link = ["-Wl,--no-as-needed", "-Wl,-soname,libtensorrt_rtx.so", "-x", "none", real]
-    command = ["gcc", "-shared", "-fPIC", "-x", "c", "/dev/null", "-o", shim]
-    subprocess.run([*command, *link], check=True)
+    subprocess.run(
+        ["gcc", "-shared", "-fPIC", "-x", "c", "/dev/null", "-o", shim, *link], check=True
+    )
     ctypes.CDLL(str(shim))
     return trt
 
@@ -108,23 +107,18 @@ def build(trt: Any, builder: Any, logger: Any, model: ir.Model, target: str, con
     config.set_compute_capability(getattr(trt.ComputeCapability, target), 0)
     config.set_preview_feature(trt.PreviewFeature.ALIASED_PLUGIN_IO_10_03, True)
     for value in model.graph.inputs:
-        dims = [
-            (d,) * 3 if isinstance(d, int) else STEP.get(str(d), (1, 4, context))
-            for d in value.shape
-        ]
+        other = (1, 4, context)
+        dims = [(d,) * 3 if isinstance(d, int) else STEP.get(str(d), other) for d in value.shape]
         if any(len(set(d)) > 1 for d in dims):
             profile.set_shape(value.name, *zip(*dims, strict=True))
     config.add_optimization_profile(profile)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         return f"{target}  not built"
-    records, seconds = (
-        len(re.findall(rb"[pP]luginType", bytes(plan))),
-        time.perf_counter() - started,
-    )
+    records = len(re.findall(rb"[pP]luginType", bytes(plan)))
     return (
         f"{target}  {len(model.graph)} ds4 nodes  {records} plugin records  "
-        f"{len(model.graph.inputs)} inputs  {seconds:.2f} s  plan {plan.nbytes:,} bytes"
+        f"{len(model.graph.inputs)} inputs  {time.perf_counter() - started:.2f} s  plan {plan.nbytes:,} bytes"
     )
 
 

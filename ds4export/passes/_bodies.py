@@ -55,13 +55,8 @@ def replace_node(old: ir.Node, new: ir.Node) -> None:
     scope.insert_before(old, new)
     for before, after in zip(old.outputs, new.outputs, strict=True):
         after.name, after.type, after.shape = before.name, before.type, before.shape
-        replace_uses(before, after)
+        ir.convenience.replace_all_uses_with(before, after, replace_graph_outputs=True)
     scope.remove(old, safe=True)
-
-
-def is_output(body: ir.Function, value: ir.Value) -> bool:
-    """Whether the function or one of its loops returns the value."""
-    return any(value is out for scope in scopes(body) for out in scope.outputs)
 
 
 def constant_array(value: ir.Value | None) -> np.ndarray | None:

@@ -13,7 +13,8 @@ import numpy as np
 import onnx_ir as ir
 
 from ds4export.passes._bodies import DOMAIN, bodies
-from ds4export.passes._rules import NOTHING, RULES, Known
+from ds4export.passes._facts import NOTHING, Known, numbers_of
+from ds4export.passes._rules import RULES
 from ds4export.passes._size import Size, size
 
 Signature = tuple[tuple[Size, ...], ...]
@@ -39,19 +40,11 @@ class BodyFacts:
 
     def numbers(self, value: ir.Value) -> np.ndarray | None:
         """The INT64 value that is the same number, or vector of numbers, in every call."""
-        known = [table.get(value, NOTHING) for table in self.tables]
-        if (
-            not known
-            or any(k != known[0] for k in known)
-            or known[0].content is None
-            or known[0].shape is None
-        ):
+        first, *others = {table.get(value, NOTHING) for table in self.tables}
+        numbers = numbers_of(first)
+        if others or numbers is None or first.shape is None:
             return None
-        numbers = [s.number for s in known[0].content]
-        shape = [s.number for s in known[0].shape]
-        if None in numbers or None in shape:
-            return None
-        return np.array(numbers, np.int64).reshape([n for n in shape if n is not None])
+        return np.array(numbers, np.int64).reshape(() if not first.shape else -1)
 
 
 def known_bodies(model: ir.Model) -> Iterator[BodyFacts]:
@@ -60,7 +53,7 @@ def known_bodies(model: ir.Model) -> Iterator[BodyFacts]:
     for body in bodies(model):
         found = signatures.get(body.name, [])
         if found:
-            yield BodyFacts(body, tuple(_interpret(body, s) for s in found))
+            yield BodyFacts(body, tuple(interpret(body, s) for s in found))
 
 
 def _signatures(model: ir.Model) -> dict[str, list[Signature]]:
@@ -101,7 +94,8 @@ def _dims(value: ir.Value | None) -> tuple[Size, ...] | None:
     return None if any(d is None for d in dims) else tuple(size(d) for d in dims if d is not None)
 
 
-def _interpret(body: ir.Function, signature: Signature) -> dict[ir.Value, Known]:
+def interpret(body: ir.Function, signature: Signature) -> dict[ir.Value, Known]:
+    """The facts of one call: input shapes, numbers or named dimensions."""
     table = {v: Known(shape) for v, shape in zip(body.inputs, signature, strict=True)}
     _walk(body, table)
     return table
@@ -131,9 +125,7 @@ def _loop(node: ir.Node, inputs: list[Known], table: dict[ir.Value, Known]) -> l
         if kept == carried:
             break
         carried = kept
-    count = (
-        inputs[0].content[0] if inputs[0].content else size(f"iterations of {node.outputs[0].name}")
-    )
+    (count,) = inputs[0].content or (size(f"iterations of {node.outputs[0].name}"),)
     stacked = []
     for out in graph.outputs[1 + len(carried) :]:
         shape = table.get(out, NOTHING).shape

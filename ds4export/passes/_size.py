@@ -3,7 +3,7 @@
     4096                 a number
     B                    a dimension of a graph input, known by name
     B·T + 3              sums and products of both
-    (T + 3)/4            a quotient that does not come out even is a name of its own
+    Div(T + 3, 4)        a quotient that does not come out even is a name of its own
 
 Owns the arithmetic. Refuses nothing: what it cannot simplify becomes a name, equal for equal operands.
 """
@@ -43,7 +43,7 @@ class Size:
 
     @property
     def is_plain(self) -> bool:
-        """Whether it is a product of dimensions of the graph's inputs, which are never 0."""
+        """Whether it is a product of dimensions of the graph's inputs: a step has at least one of each."""
         return len(self.terms) == 1 and all(name.isidentifier() for name in self.names)
 
     def __add__(self, other: Size) -> Size:
@@ -75,7 +75,7 @@ def operation(op: str, a: Size, b: Size) -> Size:
     if op in simple:
         return simple[op](a, b)
     m, n = a.number, b.number
-    if m is not None and n is not None:
+    if m is not None and n is not None and not (n == 0 and op in ("Div", "Mod")):
         return size(_on_numbers(op, m, n))
     if op in ("Min", "Max"):
         return a if a == b else _named(op, *sorted((a, b), key=str))

@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from ds4export.passes._bodies import all_nodes, replace_uses, sweep
 from ds4export.passes._known import BodyFacts, known_bodies
-from ds4export.passes._rules import ZERO
+from ds4export.passes._moving_rules import ZERO
 from ds4export.passes._run import Tally, a_pass
 
 # With an output of the shape of the input, these return the input itself.

@@ -25,7 +25,7 @@ def merge_equal_sizes(model: ir.Model, tally: Tally) -> ir.Model:
     Promises no equal sizes: within a scope and those around it; exact
     """
     for facts in known_bodies(model):
-        _merge(facts.body, facts, {_key(v, facts): v for v in facts.body.inputs}, tally)
+        _merge(facts.body, facts, {}, tally)
         sweep(facts.body)
     return model
 

@@ -6,8 +6,9 @@ import numpy as np
 import onnx_ir as ir
 
 from ds4export.passes._bodies import Constants, all_nodes, constant_array, replace_node, sweep
+from ds4export.passes._facts import Shape
 from ds4export.passes._known import BodyFacts, known_bodies
-from ds4export.passes._rules import Shape, flattened
+from ds4export.passes._moving_rules import flattened
 from ds4export.passes._run import Tally, a_pass
 
 
