@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from ds4export.engine.command import build
 from ds4export.errors import Ds4Error, RuntimeInputError
 
 
@@ -87,20 +88,23 @@ def _program(
 @app.command()
 def inspect(
     path: Annotated[
-        Path, typer.Argument(metavar="CHECKPOINT", help="Folder with config.json and the shards")
+        Path,
+        typer.Argument(
+            metavar="CHECKPOINT",
+            help="Folder with config.json and the shards, or an engine that `build` wrote",
+        ),
     ],
     as_json: JsonFlag = False,
 ) -> None:
     """Say what a checkpoint is, and whether it is complete.
 
-    Variant, layers by kind, parameters, bytes by dtype; only headers are read.
+    Variant, layers by kind, parameters, bytes by dtype; only headers are read. Of an engine: what is in it, which
+    TensorRT wants it, and which GPUs it was built for.
     """
-    from ds4export.checkpoint import open_checkpoint
-    from ds4export.checkpoint.summary import summarise
+    from ds4export.engine.inspect import summarise_folder
     from ds4export.report import print_json, print_line
 
-    with open_checkpoint(path) as checkpoint:
-        summary = summarise(checkpoint)
+    summary = summarise_folder(path)
     if as_json:
         print_json(summary.to_json())
         return
@@ -226,6 +230,9 @@ def export(
     reporter = Reporter(num_stages=5)
     manifest = export_checkpoint(checkpoint, output, options, reporter)
     reporter.finish(passed=True, artefact_hash=manifest.hash)
+
+
+app.command()(build)
 
 
 @app.command()

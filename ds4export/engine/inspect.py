@@ -7,13 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ds4export.engine.manifest import EngineGraph, EngineManifest
 from ds4export.engine.plugins import DOES_NOTHING
 from ds4export.engine.profile import Shapes
-from ds4export.engine.reader import Engine
+from ds4export.engine.reader import Engine, is_engine, open_engine
 from ds4export.report import format_bytes, format_count
+
+if TYPE_CHECKING:
+    from ds4export.checkpoint.summary import CheckpointSummary
 
 # Examples of GPUs by architecture, for people.
 GPUS = {
@@ -70,6 +74,22 @@ class EngineSummary:
         here = [f"{t} ({GPUS[t]})" if t in GPUS else t for t in targets]
         others = [f"{t} ({gpus})" for t, gpus in GPUS.items() if t not in targets]
         return [("built for", "; ".join(here)), ("not for", "; ".join(others))]
+
+
+def summarise_folder(path: Path) -> CheckpointSummary | EngineSummary:
+    """What a checkpoint or an engine is; the folder's manifest decides which.
+
+    Raises:
+        Ds4Error: neither, or a damaged one.
+    """
+    if is_engine(path):
+        return summarise_engine(open_engine(path))
+    # not at the top: an engine needs no checkpoint, and opening one takes time
+    from ds4export.checkpoint import open_checkpoint
+    from ds4export.checkpoint.summary import summarise
+
+    with open_checkpoint(path) as checkpoint:
+        return summarise(checkpoint)
 
 
 def summarise_engine(engine: Engine) -> EngineSummary:
