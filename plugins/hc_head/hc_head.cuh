@@ -7,7 +7,7 @@
 // Roofline  fn, 4·N·N·D B (Flash: 262 KB), and 2·N·D B per row: bandwidth, below launch cost
 // Tiling    as hc_pre: slices of N·D -> workspace [B·R, slices, N + 1], then a block per row
 // Numerics  float32, sums in another order than the reference; bf16 before the norm and after it
-// Limits    N = 2 or 4; D a multiple of 8 up to 24576; rows lie in [-1, T)
+// Limits    N = 4; D a multiple of 8 up to 24576; rows lie in [-1, T)
 // Measured  on no GPU; run on the host
 #pragma once
 #include "common/hyper_connection.cuh"

@@ -42,11 +42,11 @@ Status launch(Args const& a) {
               static_cast<long long>(a.x.dims[0]));
   DS4_REQUIRE(width <= MAX_WIDTH, "`x` has %lld columns, expected at most %lld", static_cast<long long>(width), static_cast<long long>(MAX_WIDTH));
   DS4_REQUIRE(a.rows.size() <= 65535 * MIX_TOKENS, "%lld rows, expected at most %d", static_cast<long long>(a.rows.size()), 65535 * MIX_TOKENS);
-  DS4_REQUIRE(streams == 2 || streams == 4, "`x` has %lld streams, expected 2 or 4", static_cast<long long>(streams));
+  DS4_REQUIRE(streams == 4, "`x` has %lld streams, expected 4", static_cast<long long>(streams));
   if (a.h.size() == 0) return {};
   DS4_REQUIRE(packs(width, {a.x, a.fn, a.norm, a.h}), "rows of %lld columns, expected a multiple of 8 that begins at 16 bytes",
               static_cast<long long>(width));
-  return streams == 4 ? launch_head<4>(a) : launch_head<2>(a);
+  return launch_head<4>(a);
 }
 
 }  // namespace ds4::hc_head

@@ -243,6 +243,7 @@ void barrier(uint32_t id, uint32_t num_threads, int line) {
 }
 
 void exchange(uint32_t mask, void* slot, Combine combine, int line) {
+  Unwatched scope;  // the list of exchanges is the scheduler's, whichever lane makes it grow
   uint32_t const lane = thread_rank % WARP, first = thread_rank - lane;
   auto& pending = now.warps[thread_rank / WARP].exchanges;
   auto const num_lanes = static_cast<uint32_t>(now.threads.size()) - first;
@@ -285,10 +286,12 @@ void copy_async(void* shared, void const* global, uint32_t num_bytes, uint32_t n
   if (num_read) mark_read(global, num_read);
   Copy const copy{static_cast<unsigned char*>(shared), static_cast<unsigned char const*>(global), num_bytes, num_read};
   if (now.schedule.copies_at_issue) land(copy);
+  Unwatched scope;
   self().open.push_back(copy);
 }
 
 void commit_copies() {
+  Unwatched scope;
   self().groups.push_back(std::move(self().open));
   self().open.clear();
 }
@@ -300,6 +303,7 @@ void wait_copies(uint32_t num_groups_left) {
       mark_write(copy.shared, copy.num_bytes);
       if (!now.schedule.copies_at_issue) land(copy);
     }
+    Unwatched scope;
     groups.pop_front();
   }
 }

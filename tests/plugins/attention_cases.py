@@ -82,7 +82,7 @@ def _hca(
 
 
 def _choice(name: str, rows: Rows, tokens: int, heads: int, width: int, keys: int, k: int) -> Case:
-    """Values as FP4 has them, small enough that sums are exact in any order: what must agree is the choice among ties."""
+    """Values as FP4 has them, small: sums are exact in any order, and what must agree is the choice among ties."""
 
     def make(g: Gen) -> tuple[object, ...]:
         small = torch.tensor([0.0, 0.5, 1.0, -0.5, -1.0], dtype=torch.bfloat16)

@@ -41,18 +41,20 @@ class Numbers:
     launched: set[str] = field(default_factory=set)
 
 
-def check_numbers(
-    op_name: str, build: HostBuild, library: Path, schedules: Sequence[Schedule] = SCHEDULES
-) -> Numbers:
-    """Every case of the op, under every schedule; a process that dies is replaced for the next case."""
+def check_numbers(op_name: str, build: HostBuild, library: Path) -> Numbers:
+    """Every case of the op, under every schedule; a process that dies is replaced for the next case.
+
+    Under a sanitizer the shuffled order and the repeated enqueues are left out: it looks at accesses, not at values.
+    """
+    plain = build.variant is Variant.PLAIN
     op, found = ALL_OPS[op_name], Numbers(op_name, build)
     host = PluginHost(build, library)
     for case in cases_of(op_name):
         found.num_cases += 1
-        for schedule in schedules:
+        for schedule in SCHEDULES if plain else SCHEDULES[:2]:
             found.num_runs += 1
             try:
-                made = check_case(host, op, case, schedule)
+                made = check_case(host, op, case, schedule, one_enqueue=not plain)
             except (AssertionError, HostFaultError, RefusalError) as error:
                 found.wrong.append(
                     f"{op_name} {case.name}, {schedule.order}: {_first_words(str(error))}"
@@ -81,7 +83,7 @@ def _first_words(text: str) -> str:
 
 
 # Ops whose kernels are one family in a folder of another name.
-FOLDERS: dict[str, str] = {}
+FOLDERS = dict.fromkeys(("attention_window", "attention_csa", "attention_hca"), "sparse_attention")
 
 
 def files_of(op_name: str, files: Iterable[PtxFile]) -> list[PtxFile]:

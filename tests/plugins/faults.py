@@ -14,7 +14,7 @@ from pathlib import Path
 from ds4export.ptxhost.build import Variant, build_host
 from ds4export.ptxhost.library import embedded_ptx
 from ds4export.ptxhost.toolchain import BUILD, PLUGINS, Toolchain
-from tests.plugins.check import check_numbers
+from tests.plugins.check import FOLDERS, check_numbers
 
 ARCHITECTURE = 80
 
@@ -36,6 +36,10 @@ def _kernel(op: str, name: str, old: str, new: str) -> Fault:
 
 def _launcher(op: str, name: str, old: str, new: str) -> Fault:
     return Fault(op, name, f"{op}/{op}_launch.cu", old, new)
+
+
+def _attention(op: str, name: str, old: str, new: str) -> Fault:
+    return Fault(op, name, "sparse_attention/sparse_attention.cuh", old, new)
 
 
 FAULTS = (
@@ -92,6 +96,29 @@ FAULTS = (
     ),
     Fault("hc_head", "row of minus one", "common/hyper_connection.cuh", "(row > 0 ? row : 0)", "row"),
     _kernel("hc_head", "no scale", "logits[n] * scale[0]", "logits[n]"),
+    _attention(
+        "attention_window",
+        "reads before the copies have landed",
+        "      wait_copies<C::CHUNKS - CHUNKS_PER_BLOCK>();\n",
+        "",
+    ),
+    _attention("attention_window", "P read while it is written", "      __syncthreads();  // P is written\n", ""),
+    _attention("attention_csa", "keys that are not there count", "exists[0] ? x * scale : -INFINITY", "x * scale"),
+    _attention("attention_csa", "sums of earlier blocks do not fade", "? total * row_fade + sum :", "? total + sum :"),
+    _attention("attention_hca", "scale without its root", "sqrt(static_cast<double>(C::WIDTH))", "C::WIDTH"),
+    _attention(
+        "attention_hca",
+        "chunks overwritten while they are read",
+        "      __syncthreads();  // this block's chunks are free; the next table is written\n",
+        "",
+    ),
+    _kernel("indexer_topk", "negative scores in the wrong order", "? ~bits : bits | 0x8000", "? bits : bits | 0x8000"),
+    _kernel(
+        "indexer_topk",
+        "bins read while they are counted",
+        "    __syncthreads();\n    choose_bin(list, wanted);",
+        "    choose_bin(list, wanted);",
+    ),
 )  # fmt: skip
 
 
@@ -112,7 +139,8 @@ def _faulty_library(fault: Fault, tools: Toolchain) -> Path:
     """The op alone, as PTX, with the fault in it; the shell around it is the one that was built."""
     folder = BUILD / "faults" / re.sub(r"\W+", "-", f"{fault.op} {fault.name}")
     shutil.rmtree(folder, ignore_errors=True)
-    for part in ("common", fault.op):
+    own = FOLDERS.get(fault.op, fault.op)
+    for part in ("common", own):
         shutil.copytree(PLUGINS / part, folder / part)
     source = folder / fault.file
     text = source.read_text(encoding="utf-8")

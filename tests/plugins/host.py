@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ds4export.ptxhost.plugin_host import Array, Job, PluginHost, Schedule
 from ds4export.ptxhost.toolchain import BUILD, PLUGINS
 from tests.kit import ops
 from tests.kit.compare import Difference, assert_close
+from tests.plugins.attention_cases import ATTENTION_CASES
 from tests.plugins.kernel_cases import KERNEL_CASES
 
 FORWARD = Schedule()
@@ -24,7 +26,8 @@ FORWARD = Schedule()
 
 def cases_of(name: str) -> tuple[Case, ...]:
     """The op's cases, more borders of them, and the shapes that ship."""
-    return (*ops.cases_of(name), *KERNEL_CASES.get(name, ()))
+    own = (*KERNEL_CASES.get(name, ()), *ATTENTION_CASES.get(name, ()))
+    return (*ops.cases_of(name), *own)
 
 
 def library_path() -> Path | None:
@@ -68,11 +71,17 @@ def expected(op: OpDef, inputs: list[Tensor], attributes: dict[str, Any]) -> tup
 
 
 def check_case(
-    host: PluginHost, op: OpDef, case: Case, schedule: Schedule = FORWARD
+    host: PluginHost,
+    op: OpDef,
+    case: Case,
+    schedule: Schedule = FORWARD,
+    *,
+    one_enqueue: bool = False,
 ) -> dict[str, Difference]:
     """Fail unless every output of the plugin is within the op's tolerance of the reference."""
     inputs, attributes = arguments_of(op, case)
-    got = host.run(job_of(op, inputs, attributes, schedule))
+    job = job_of(op, inputs, attributes, schedule)
+    got = host.run(replace(job, one_enqueue=one_enqueue))
     want = expected(op, inputs, attributes)
     assert len(got) == len(want), f"{len(got)} outputs, expected {len(want)}"
     bound = op.tolerance

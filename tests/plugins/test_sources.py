@@ -11,7 +11,7 @@ from ds4export.ops import ALL_OPS
 from ds4export.ptxhost.toolchain import PLUGINS, REPOSITORY
 from tests.plugins.check import FOLDERS
 from tests.plugins.faults import FAULTS, Fault
-from tests.plugins.host import cases_of, registered_ops
+from tests.plugins.host import registered_ops
 
 HEADER_WORDS = ("Maths", "Shapes", "Layout", "Roofline", "Tiling", "Numerics", "Limits", "Measured")
 
@@ -50,12 +50,6 @@ def test_kernel_says_what_it_is(op: str) -> None:
     assert head.startswith(f"// {folder}: ")
     missing = [word for word in HEADER_WORDS if word not in head]
     assert not missing, f"{folder}.cuh does not state {missing}"
-
-
-@pytest.mark.parametrize("op", registered_ops())
-def test_cases_have_names_of_their_own(op: str) -> None:
-    names = [case.name for case in cases_of(op)]
-    assert len(set(names)) == len(names)
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda f: f"{f.op}-{f.name}")
