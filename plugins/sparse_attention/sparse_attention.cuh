@@ -6,21 +6,25 @@
 //           The list of query t: column c < window is position max(t - window + 1, 0) + c, from the ring where that lies
 //           before the chunk, else from kv; then entries, as chosen (-1: none) or all that t may see
 // Layout    rows contiguous, 16-byte aligned, bf16; 64-bit offsets
-// Roofline  a row of L keys is read once for all heads of a tile: 2·d·L bytes, 4·H·d·L flop; d 512, H 64, L 640 (Flash CSA,
-//           decode): 0.66 MB, 84 Mflop, 128 flop/B: memory side on every GPU that this runs on, narrowly
-// Tiling    block = one query x HEADS heads x one split of the list; 8 warps; per list block of 64 keys:
+// Roofline  a list of L keys is read once for the heads of a tile, from L2 by the other tiles: 2·d·L bytes, 4·H·d·L flop.
+//           d 512, decode: Flash CSA (H 64, L 640) 0.66 MB, 84 Mflop, 128 flop/B: memory side from A100 (156) on, narrowly;
+//           Pro CSA (H 128, L 1152) 1.2 MB, 302 Mflop, 256 flop/B: compute side on A100, memory side on H100 (295)
+// Tiling    block = one query x HEADS heads x one split of the list, decode and prefill alike; 8 warps; per 64 keys of it:
 //
-//               chunks of 16 keys --cp.async--> ring of CHUNKS chunks    (the next ones land while this block is computed)
-//               S [HEADS, 64] = Q·K^T   warp = 16 heads x 512/HEADS keys            f32, shared         barrier
+//               chunks of 16 keys --cp.async--> ring of CHUNKS chunks    (CHUNKS - 4 of the next land meanwhile; of 16 heads x 512: none)
+//               S [HEADS, 64] = Q·K^T   warp = 16 heads x HEADS/2 keys              f32, shared         barrier
 //               softmax               warp = HEADS/8 rows, lane = 2 keys            P bf16, shared      barrier
 //               O [HEADS, d] += P·V     warp = all heads x d/8 dims: each value is loaded by one warp   barrier
 //
 //           A tile is one query because the blocks of 64, and with them the rounding of P, begin where its list begins;
 //           64 heads on one key row fill the tensor cores without a second query. Splits are merged by a second kernel
-// Order     append() (append.cuh) writes the chunk's rows into the ring and is launched after every reader: the same buffer may be both
-// Numerics  f32 logits, sums and accumulators; P = bf16(exp(l - running max)) in blocks of 64, as the released code. One
-//           split is that rounding exactly. With more, each split has its own running maximum: P is rounded on another
-//           scale, at most 2^-9 relative either way, so o stays within the op's bound (tests/plugins/test_attention.py)
+// Order     append() (append.cuh) writes the chunk's rows into the ring and is launched after every reader: the same buffer
+//           may be ring and ring_out
+// Numerics  f32 logits, sums and accumulators; P = bf16(exp(l - running max)) in blocks of 64, as the released code. With
+//           one split that is its rounding: on the host within 2e-4 of the reference (relative, over o), equal where a list
+//           is one block. With more, each split has a running maximum of its own: P is rounded on another scale, at most
+//           2^-9 relative either way; on the host up to 2.4e-3 (d 512, random values), the op's bound is 3e-3. Shapes and
+//           the number of multiprocessors decide on splits
 // Limits    d 64, 128, 192, 512; any H, T, B, list length; positions below 2^31; an index past the entries counts as none
 // Measured  not run on a GPU; every case run on the host from its PTX
 #pragma once
