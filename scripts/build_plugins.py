@@ -14,7 +14,14 @@ import sys
 import time
 
 from ds4export.errors import ToolchainError
-from ds4export.ptxhost.toolchain import BUILD, PACKAGES, PLUGINS, find_toolchain, missing
+from ds4export.ptxhost.toolchain import (
+    BUILD,
+    CUDA_PACKAGES,
+    PACKAGES,
+    PLUGINS,
+    find_toolchain,
+    missing,
+)
 
 ARCHITECTURES = ("80", "86", "89", "90", "100", "120")
 
@@ -41,6 +48,8 @@ def build(architectures: tuple[str, ...]) -> None:
         )
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", PACKAGES]
         subprocess.run([*pip, "--upgrade", "-r", PLUGINS / requirements], check=True)
+    if (CUDA_PACKAGES / "lib").is_dir():
+        make_links()
     tools = find_toolchain()
     fat = tuple(architectures) == ARCHITECTURES
     folder = BUILD / ("plugins" if fat else "plugins-" + "-".join(architectures))
@@ -61,6 +70,16 @@ def build(architectures: tuple[str, ...]) -> None:
         print(
             f"{library}  {size:.1f} MB  {time.monotonic() - start:.0f} s  nvcc {tools.nvcc_version}"
         )
+
+
+def make_links() -> None:
+    """The packages have neither the `lib64` that nvcc looks in nor the name that `-lcudart` looks for."""
+    for link, target in (("lib64", "lib"), ("lib/libcudart.so", "libcudart.so.13")):
+        if not (CUDA_PACKAGES / link).is_symlink():
+            (CUDA_PACKAGES / link).symlink_to(target)
+    for program in (*CUDA_PACKAGES.glob("bin/*"), *CUDA_PACKAGES.glob("nvvm/bin/*")):
+        if program.is_file():
+            program.chmod(program.stat().st_mode | 0o111)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
     python scripts/check_kernels.py [--ops hc_post ...] [--every-architecture] [--no-faults] [--write]
 
-numbers     every case of the op's table, run on the host from the library's own PTX, within the op's tolerance;
-            plain in three orders of threads, under AddressSanitizer + UndefinedBehaviorSanitizer and ThreadSanitizer in two
+numbers     every case of the op's table, run on the host from the library's own PTX, within the op's tolerance:
+            plain in three orders of threads; under AddressSanitizer with UndefinedBehaviorSanitizer and under
+            ThreadSanitizer in two
 resources   registers, stack, local memory on six architectures; `--write` renews docs/kernels/resources.md
 faults      planted faults of the op, each of which an instrument must catch
 """
