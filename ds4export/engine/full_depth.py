@@ -6,7 +6,9 @@ kernels: the library of shells has none.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import onnx_ir as ir
@@ -39,19 +41,30 @@ class FullDepth:
     peak_memory_bytes: int
 
 
-def lowered_graphs(config: ModelConfig) -> dict[str, ir.Model]:
-    """Main and MTP graph of the whole model, flat."""
+def lowered_graphs(config: ModelConfig, layers: range | None = None) -> dict[str, ir.Model]:
+    """Main and MTP graph of the whole model or of a range of its layers, flat."""
+    layers = layers or range(config.num_hidden_layers)
     plan = GraphPlan(
         config,
-        layers=range(config.num_hidden_layers),
+        layers=layers,
         official=True,
         float_scales=False,
-        with_mtp=config.num_nextn_predict_layers > 0,
+        with_mtp=config.num_nextn_predict_layers > 0 and layers.stop == config.num_hidden_layers,
         expert_rows=tuple(range(config.n_routed_experts)),
     )
     graphs = build_graphs(plan)
     models = {"main": graphs.main} | ({"mtp": graphs.mtp} if graphs.mtp is not None else {})
     return {name: lower(model) for name, model in models.items()}
+
+
+def weight_bytes(models: Iterable[ir.Model]) -> int:
+    """Bytes of all weight inputs, those that two graphs share counted once."""
+    weights = {v.name: v for m in models for v in m.graph.inputs if _is_weight(v)}
+    return sum(int(v.dtype.itemsize * prod(map(int, v.shape))) for v in weights.values())  # type: ignore[union-attr, arg-type]
+
+
+def _is_weight(value: ir.Value) -> bool:
+    return value.shape is not None and all(isinstance(d, int) for d in value.shape)
 
 
 def build_full_depth(
@@ -72,13 +85,14 @@ def build_full_depth(
     with loaded(library, identify(library), flavour.module) as ops:
         check_ops(ops, OP_VERSIONS, library)
         plans = {
-            name: builder.build(name, model, profiles_of(_info(model), config, sizes))
+            name: builder.build(name, model, profiles_of(graph_info(model), config, sizes))
             for name, model in models.items()
         }
     return FullDepth(plans, peak_memory_bytes())
 
 
-def _info(model: ir.Model) -> GraphInfo:
+def graph_info(model: ir.Model) -> GraphInfo:
+    """The inputs of a lowered graph as a manifest lists them."""
     return GraphInfo("", tuple(map(_tensor, model.graph.inputs)), ())
 
 

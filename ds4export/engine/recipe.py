@@ -40,12 +40,16 @@ class Part:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The whole file. `gpu_bytes` is the memory of one GPU; `model` is the config's variant."""
+    """The whole file. `model` is the config's variant.
+
+    `gpu_bytes` is the memory of one GPU; `reserve_bytes` of it is left to activations, workspace and the driver.
+    """
 
     about: str
     model: str
     gpu: str
     gpu_bytes: int
+    reserve_bytes: int
     targets: tuple[str, ...]
     max_context: int
     max_batch: int
@@ -89,7 +93,7 @@ def _problems(recipe: Recipe) -> list[tuple[str, object, str]]:
         layers = ", ".join("{}:{}".format(*p.layers) for p in recipe.parts)
         problems.append(("the parts do not follow each other", layers, "0:a, a:b, …"))
     for part in recipe.parts:
-        total = part.weight_bytes + part.state_bytes
+        total = part.weight_bytes + part.state_bytes + recipe.reserve_bytes
         if total > recipe.gpu_bytes:
             place = "{}:{}".format(*part.layers)
             problems.append(
