@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 from ds4export.ops import ALL_OPS
@@ -103,7 +104,9 @@ def line_of(
         if all(r.all_equal for r in runs)
         else f"worst row {max(r.worst_row for r in runs):.1e}"
     )
-    found = f"{sum(map(bool, caught.values()))}/{len(caught)} faults caught"
+    instruments = Counter(by.split(":")[0] for by in caught.values() if by)
+    by = ", ".join(f"{name} {count}" for name, count in instruments.items())
+    found = f"{instruments.total()}/{len(caught)} faults caught" + (f" ({by})" if by else "")
     state = "failed" if wrong or not all(caught.values()) else "ok"
     return (
         f"{op:<18} {state:<7} {runs[0].num_cases} cases  {where}  {equal}  {found}  {seconds:.0f} s"
