@@ -11,7 +11,7 @@
 //           Pro CSA (H 128, L 1152) 1.2 MB, 302 Mflop, 256 flop/B: compute side on A100, memory side on H100 (295)
 // Tiling    block = one query x HEADS heads x one split of the list, decode and prefill alike; 8 warps; per 64 keys of it:
 //
-//               chunks of 16 keys --cp.async--> ring of CHUNKS chunks    (CHUNKS - 4 of the next land meanwhile; of 16 heads x 512: none)
+//               chunks of 16 keys --cp.async--> ring of CHUNKS    (the next CHUNKS - 4 land meanwhile; 16 heads x 512: none)
 //               S [HEADS, 64] = Q·K^T   warp = 16 heads x HEADS/2 keys              f32, shared         barrier
 //               softmax               warp = HEADS/8 rows, lane = 2 keys            P bf16, shared      barrier
 //               O [HEADS, d] += P·V     warp = all heads x d/8 dims: each value is loaded by one warp   barrier
