@@ -59,6 +59,16 @@ struct PlainLinear {
 
 constexpr int X_GAP = PIECE;  // between tokens in shared memory: their rows start in other banks
 
+template <class Op>
+using LinearTile = TileProduct<typename Op::Weight, Op::MATRICES, 8, Op::Weight::BITS == 16 ? 3 : 4>;
+
+}  // namespace ds4
+
+// Beside namespace ds4: so a kernel's mangled name spells the op's namespace in full, by which the checks find its file.
+namespace ds4_linear {
+
+using namespace ds4;
+
 // Grid: rows / 16 x tokens / 8·NT x groups. `quantise`: x is quantised by this block, into dynamic shared memory.
 template <class Op, int NT, bool aligned, bool quantise>
 __global__ void __launch_bounds__(STREAM_THREADS, 1) stream(Linear const a) {
@@ -89,9 +99,6 @@ __global__ void __launch_bounds__(STREAM_THREADS, 1) stream(Linear const a) {
       [&](int row, int i, float const(&value)[Op::MATRICES]) { a.put<Op>(first + i, group, row, value); });
 }
 
-template <class Op>
-using LinearTile = TileProduct<typename Op::Weight, Op::MATRICES, 8, Op::Weight::BITS == 16 ? 3 : 4>;
-
 // Grid: rows / 128 (of two matrices: / 64) x tokens / 128 x groups.
 template <class Op>
 __global__ void __launch_bounds__(TILE_THREADS, 1) tiles(Linear const a) {
@@ -113,6 +120,10 @@ __global__ void __launch_bounds__(QUANTISE_THREADS) quantise(bf16 const* x, bf16
   quantise_rows<false>(x, out, num_tokens, columns, padded, int64_t{blockIdx.x} * WARPS + threadIdx.x / LANES, int64_t{gridDim.x} * WARPS);
 }
 
+}  // namespace ds4_linear
+
+namespace ds4 {
+
 constexpr int64_t MOST_STREAMED_TOKENS = 32;  // up to here the weights' bytes are the bound on every GPU meant
 constexpr int64_t MOST_GRID_Y = 65535;
 constexpr size_t SHARED_WITHOUT_ASKING = 48 << 10;
@@ -128,7 +139,7 @@ Status launch_stream(Linear const& a, size_t shared_bytes, cudaStream_t stream_o
               static_cast<long long>(a.num_tokens), static_cast<long long>(MOST_GRID_Y * STREAM_TOKENS * NT));
   dim3 const grid(static_cast<unsigned>((a.matrix.rows + STREAM_ROWS - 1) / STREAM_ROWS), static_cast<unsigned>(tokens),
                   static_cast<unsigned>(a.groups));
-  stream<Op, NT, aligned, quantised_here><<<grid, STREAM_THREADS, shared_bytes, stream_of_work>>>(a);
+  ds4_linear::stream<Op, NT, aligned, quantised_here><<<grid, STREAM_THREADS, shared_bytes, stream_of_work>>>(a);
   return launched();
 }
 
@@ -136,11 +147,11 @@ template <class Op>
 Status launch_tiles(Linear const& a, cudaStream_t stream_of_work) {
   using Tile = LinearTile<Op>;
   constexpr int shared_bytes = sizeof(typename Tile::Shared);
-  cudaError_t const code = cudaFuncSetAttribute(tiles<Op>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+  cudaError_t const code = cudaFuncSetAttribute(ds4_linear::tiles<Op>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
   DS4_REQUIRE(code == cudaSuccess, "%d bytes of shared memory: %s", shared_bytes, cudaGetErrorString(code));
   dim3 const grid(static_cast<unsigned>((a.matrix.rows + Tile::ROWS_PER_MATRIX - 1) / Tile::ROWS_PER_MATRIX),
                   static_cast<unsigned>((a.num_tokens + Tile::TOKENS - 1) / Tile::TOKENS), static_cast<unsigned>(a.groups));
-  tiles<Op><<<grid, TILE_THREADS, shared_bytes, stream_of_work>>>(a);
+  ds4_linear::tiles<Op><<<grid, TILE_THREADS, shared_bytes, stream_of_work>>>(a);
   return launched();
 }
 
@@ -158,7 +169,7 @@ Status launch_linear(Linear a, void* workspace, cudaStream_t stream_of_work) {
     int const padded = padded_to_a8(a.x_columns);
     auto* const quantised = static_cast<bf16*>(workspace);
     constexpr int WARPS = QUANTISE_THREADS / LANES;
-    quantise<Op><<<blocks_for(a.num_tokens * (padded / A8_BLOCK), WARPS), QUANTISE_THREADS, 0, stream_of_work>>>(
+    ds4_linear::quantise<Op><<<blocks_for(a.num_tokens * (padded / A8_BLOCK), WARPS), QUANTISE_THREADS, 0, stream_of_work>>>(
         a.x, quantised, a.num_tokens, a.x_columns, padded);
     if (Status status = launched(); !status.ok()) return status;
     a.x = quantised, a.x_columns = padded;
