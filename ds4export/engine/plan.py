@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,10 @@ class BuiltPlan:
 
 
 class Messages:
-    """What TensorRT said while it worked; errors are kept for the sentence of a refusal."""
+    """What TensorRT said while it worked; errors are kept for the sentence of a refusal.
+
+    One for each TensorRT and process: the library keeps the first logger it is given and calls it ever after.
+    """
 
     def __init__(self, trt: Any) -> None:
         self.errors: list[str] = []
@@ -62,6 +66,11 @@ class Messages:
 
     def text(self) -> str:
         return "; ".join(self.errors[-3:]) or "nothing"
+
+
+@cache
+def _messages(trt: Any) -> Messages:
+    return Messages(trt)
 
 
 def lower(model: ir.Model) -> ir.Model:
@@ -101,7 +110,8 @@ class PlanBuilder:
 
     def __post_init__(self) -> None:
         trt = self.flavour.module
-        self.messages = Messages(trt)
+        self.messages = _messages(trt)
+        self.messages.errors.clear()
         self.builder = trt.Builder(self.messages.logger)
 
     def build(

@@ -6,6 +6,7 @@ import atexit
 import io
 import shutil
 import tempfile
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -54,10 +55,14 @@ def shells(*without: str) -> Path:
     return library
 
 
-@cache
 def built(name: str, layers: tuple[int, int] | None = None) -> Path:
     """The engine of a checkpoint, its plugins shells, built by TensorRT for RTX. Shared: take a copy to change it."""
     pytest.importorskip("tensorrt_rtx", reason=RTX_MISSING)
+    return _built(name, layers)
+
+
+@cache
+def _built(name: str, layers: tuple[int, int] | None) -> Path:
     target = root() / f"{name}-{layers}"
     source = exported(name, official=True, layers=layers)
     build_engine(source, target, BuildOptions(plugins=shells()), quiet())
@@ -96,3 +101,7 @@ def made_up(folder: Path, library: PluginLibrary = LIBRARY) -> EngineManifest:
 
 def copy_of_engine(source: Path, target: Path) -> Path:
     return Path(shutil.copytree(source, target))
+
+
+def replace_kind(library: PluginLibrary, kind: str) -> PluginLibrary:
+    return replace(library, kind=kind)

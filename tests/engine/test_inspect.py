@@ -1,0 +1,82 @@
+"""What `inspect` says about an engine, and `build` on the command line."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from ds4export.cli import app
+from ds4export.engine.inspect import EngineSummary
+from tests.engine.kit import (
+    LIBRARY,
+    RTX_MISSING,
+    copy_of_engine,
+    folder_without_tensorrt,
+    made_up,
+    replace_kind,
+    shells,
+)
+from tests.engine.test_recipes import RECIPES
+from tests.kit.artefacts import exported
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def test_inspect_says_what_wants_it_and_where_it_is_for():
+    text = invoke("inspect", folder_without_tensorrt()).stdout
+    for part in (
+        "built ahead of time",
+        "wants          tensorrt-rtx 1.7.1.116, plugins libds4plugins_trt10.so",
+        "built for      SM80 (A100, A30); SM86",
+        "not for        SM90 (H100, H200); SM100 (B200)",
+        "model          custom, layers 0:1 of 4",
+        "bound at run time",
+        "decode       ids [1, 1] .. [4, 1] .. [4, 1]",
+    ):
+        assert part in text, text
+
+
+def test_inspect_as_json():
+    raw = json.loads(invoke("inspect", folder_without_tensorrt(), "--json").stdout)
+    assert raw["format"] == "ds4export-engine"
+    assert raw["does_not_run_on"] == ["SM90", "SM100"]
+
+
+def test_an_engine_whose_plugins_do_nothing_is_for_nothing(tmp_path):
+    summary = EngineSummary(made_up(tmp_path, replace_kind(LIBRARY, "does-nothing")))
+    assert any("runs on        nothing" in line for line in summary.lines())
+    assert summary.to_json()["runs_on"] == []
+
+
+def test_inspect_refuses_a_damaged_engine(tmp_path):
+    folder = copy_of_engine(folder_without_tensorrt(), tmp_path / "e")
+    (folder / "main.plan").unlink()
+    done = invoke("inspect", folder)
+    assert done.exit_code == 1
+    assert "error: `main.plan` does not exist" in done.stderr
+
+
+def test_build_with_a_recipe_then_inspect(tmp_path):
+    pytest.importorskip("tensorrt_rtx", reason=RTX_MISSING)
+    options = ["--target", "tensorrt-rtx", "--recipe", RECIPES["tiny"], "--plugins", shells()]
+    done = invoke("build", exported("tiny-a", official=True), "-o", tmp_path / "e", *options)
+    assert done.exit_code == 0, done.stderr
+    assert "PASSED" in done.stderr
+    text = invoke("inspect", tmp_path / "e").stdout
+    assert "recipe tiny" in text
+    assert "ids [1, 1] .. [1, 64] .. [4, 64]" in text
+
+
+def test_build_for_tensorrt_without_tensorrt(tmp_path):
+    done = invoke("build", "x", "-o", tmp_path / "e", "--target", "tensorrt")
+    if "the artefact is not a folder" in done.stderr:
+        pytest.skip("TensorRT is installed here")
+    assert done.exit_code == 1
+    assert (
+        "error: TensorRT is not installed: install TensorRT 10.16 or newer from NVIDIA"
+        in done.stderr
+    )

@@ -1,0 +1,144 @@
+"""The plugin library is identified before anything of it is loaded, and asked for every op of the artefact."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import struct
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ds4export.engine.plugins import (
+    DOES_NOTHING,
+    KERNELS,
+    check_identity,
+    check_ops,
+    find_library,
+    identify,
+    loaded,
+)
+from ds4export.engine.tensorrt import RTX, open_flavour
+from ds4export.errors import RuntimeInputError, ToolchainError
+from tests.engine.kit import LIBRARY, RTX_MISSING, shells
+
+
+def some_library() -> bytes:
+    """Any shared library of this machine: numpy's, which every installation has."""
+    folder = Path(importlib.import_module("numpy").__file__ or "").parent
+    return next(folder.rglob("*.so")).read_bytes()
+
+
+def other_machine(content: bytes) -> bytes:
+    return content[:18] + struct.pack("<H", 40) + content[20:]
+
+
+DAMAGE = {
+    "empty": lambda c: b"",
+    "text": lambda c: b"#!/bin/sh\n" * 20,
+    "header_only": lambda c: c[:64],
+    "half": lambda c: c[: len(c) // 2],
+    "a_byte_short": lambda c: c[:-1],
+    "thirty_two_bits": lambda c: c[:4] + b"\x01" + c[5:],
+    "other_machine": other_machine,
+    "an_object_file": lambda c: c[:16] + struct.pack("<H", 1) + c[18:],
+    "a_program": lambda c: c[:16] + struct.pack("<H", 2) + c[18:],
+    "sections_beyond": lambda c: c[:40] + struct.pack("<Q", 1 << 60) + c[48:],
+    "sections_nowhere": lambda c: c[:40] + struct.pack("<Q", 0) + c[48:58] + bytes(6) + c[64:],
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_what_is_no_library_is_refused(tmp_path, name):
+    path = tmp_path / "libds4plugins_trt10.so"
+    path.write_bytes(DAMAGE[name](some_library()))
+    with pytest.raises(ToolchainError, match="not a shared library for this machine") as caught:
+        identify(path)
+    assert caught.value.found
+    assert caught.value.expected
+
+
+def test_a_whole_library_is_identified(tmp_path):
+    path = tmp_path / "lib.so"
+    path.write_bytes(some_library())
+    assert identify(path).kind == KERNELS
+
+
+@pytest.mark.parametrize("make", [lambda p: None, lambda p: p.mkdir(), os.mkfifo])
+def test_what_is_no_file_is_refused(tmp_path, make):
+    path = tmp_path / "lib.so"
+    make(path)
+    with pytest.raises(ToolchainError):
+        identify(path)
+
+
+def test_another_hash_names_both_sides():
+    other = replace(LIBRARY, sha256="cd" * 32)
+    with pytest.raises(ToolchainError, match="not the one this engine") as caught:
+        check_identity(other, LIBRARY, Path("lib.so"))
+    assert "cdcdcdcd" in caught.value.found
+    assert "abababab" in caught.value.expected
+
+
+def test_a_library_of_the_same_hash_is_taken():
+    check_identity(replace(LIBRARY, file="other-name.so"), LIBRARY, Path("lib.so"))
+
+
+def test_missing_ops_and_other_versions_are_listed_at_once():
+    with pytest.raises(ToolchainError) as caught:
+        check_ops({"moe": "1", "head": "2"}, {"moe": 1, "head": 1, "embed": 1}, Path("lib.so"))
+    error = caught.value
+    assert error.what == "the plugin library lacks 2 of the 3 ops of this artefact"
+    assert error.found == "no plugin for embed; head version 2"
+    assert error.expected == "as the artefact has them: a plugin for every op; head version 1"
+    assert "make plugins" in error.hint
+
+
+def test_no_library_says_how_to_build_one(monkeypatch, tmp_path):
+    monkeypatch.setattr("ds4export.engine.plugins.BUILD", tmp_path)
+    with pytest.raises(ToolchainError, match="not built") as caught:
+        find_library()
+    assert "make plugins" in caught.value.hint
+    assert find_library(Path("named.so")) == Path("named.so")
+
+
+def test_the_library_of_shells_is_named_as_such():
+    assert identify(shells()).kind == DOES_NOTHING
+
+
+def test_loading_registers_every_op_and_lets_go_again():
+    pytest.importorskip("tensorrt_rtx", reason=RTX_MISSING)
+    trt, library = open_flavour(RTX).module, shells()
+    registry = trt.get_plugin_registry()
+    before = len(registry.all_creators)
+    with loaded(library, identify(library), trt) as ops:
+        assert len(ops) == 25
+        assert set(ops.values()) == {"1"}
+    assert len(registry.all_creators) == before
+
+
+def test_a_file_that_changed_is_not_loaded(tmp_path, monkeypatch):
+    path = tmp_path / "lib.so"
+    path.write_bytes(some_library())
+    identity = identify(path)
+    path.write_bytes(some_library()[:64] + b"?" + some_library()[65:])
+    monkeypatch.setattr("ctypes.CDLL", lambda _: pytest.fail("loaded before its hash was checked"))
+    with pytest.raises(ToolchainError), loaded(path, identity, None):
+        pass
+
+
+@pytest.mark.parametrize("target", ["cuda", "", "TensorRT"])
+def test_unknown_targets(target):
+    with pytest.raises(RuntimeInputError, match="unknown --target"):
+        open_flavour(target)
+
+
+def test_tensorrt_without_tensorrt_says_what_to_install_and_where():
+    try:
+        open_flavour("tensorrt")
+    except ToolchainError as error:
+        for part in ("install TensorRT 10.16", "from NVIDIA", "on the machine with the GPU"):
+            assert part in error.what  # noqa: PT017  both outcomes are right, by machine
+    else:
+        pytest.skip("TensorRT is installed here")
