@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from ds4export.parity.backends import Backend
 from ds4export.parity.coverage import Coverage
+from ds4export.parity.describe import PREFIX, place
 from ds4export.parity.half_level import HalfTally, check_half
 from ds4export.parity.op_level import NUM_FLOORS, OpLevel
 from ds4export.parity.records import OrderProblem, Record
@@ -31,6 +32,7 @@ class Levels:
         self.halves = HalfTally(official)
         self.op_level = OpLevel(subject, backend, self.ops, self.coverage, num_floors)
         self.problems: list[Check] = []
+        self._order_line = ""
 
     def check(self, record: Record, halves: Sequence[Half]) -> None:
         """One recorded step, and the half layers in it."""
@@ -44,10 +46,12 @@ class Levels:
         """A graph that does not hold the reference's calls, once per part."""
         if all(c.name != part for c in self.problems):
             self.problems.append(Check(OP, part, FAILED, problem.sentence))
+            where = place(problem.node.path) if problem.node is not None else part
+            self._order_line = self._order_line or f"{PREFIX}{where}, {problem.sentence}"
 
     def first(self) -> str:
         """The line of the first op that diverges."""
-        return self.ops.first()
+        return self._order_line or self.ops.first()
 
     def checks(self) -> list[Check]:
         """Coverage first, then problems of order, half layers, ops."""

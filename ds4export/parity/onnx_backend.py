@@ -7,6 +7,7 @@ own. State is bound in place, as in the runtime.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from ds4export.runtime.runner import Runner
 
 Array = NDArray[Any]
 THREADS = 1
+KEPT_SESSIONS = 128
 
 
 class OnnxEndToEnd:
@@ -93,7 +95,7 @@ class OnnxBackend:
         self, graph: str, feeds: Mapping[str, Array], taps: Sequence[str]
     ) -> dict[str, Array]:
         parts = self.subject.graphs[graph]
-        session = _session(with_taps(parts, taps), f"{graph} with taps")
+        session = _session(with_taps(parts, taps), f"{graph} with taps", keep=False)
         wanted = [i.name for i in session.get_inputs()]
         values = {n: feeds[n] if n in feeds else self.subject.fixed(graph, n) for n in wanted}
         binding = session.io_binding()
@@ -120,7 +122,7 @@ class OnnxBackend:
     ) -> list[Array]:
         if key not in self._sessions:
             cut = cut_node(self.subject.graphs[graph], path, flat=flat)
-            self._sessions[key] = _session(cut, path)
+            self._sessions[key] = _session(cut, path, keep=True)
         session = self._sessions[key]
         arrays = list(inputs)
         for source in shared.values():
@@ -138,13 +140,23 @@ class OnnxBackend:
         return [numpy_value(v).copy() for v in binding.get_outputs()]
 
 
-def _session(model: ir.Model, where: str) -> ort.InferenceSession:
+@lru_cache(maxsize=KEPT_SESSIONS)
+def _kept_session(content: bytes) -> ort.InferenceSession:
+    """A session by the bytes of its model: the same body in another artefact is not loaded again."""
+    return _new_session(content)
+
+
+def _new_session(content: bytes) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = THREADS
     options.log_severity_level = 4
-    content = ir.to_proto(model).SerializeToString()
+    return ort.InferenceSession(content, options, providers=list(PROVIDERS))
+
+
+def _session(model: ir.Model, where: str, *, keep: bool) -> ort.InferenceSession:
+    content = ir.to_proto(model).SerializeToString(deterministic=True)
     try:
-        return ort.InferenceSession(content, options, providers=list(PROVIDERS))
+        return _kept_session(content) if keep else _new_session(content)
     except Exception as cause:  # onnxruntime raises classes of its own, without a common base
         raise ParityError(
             "ONNX Runtime cannot load a part of the artefact",

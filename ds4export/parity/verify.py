@@ -157,10 +157,16 @@ class Verification:
             facts.append(f"{len(computed)} tensors in {path}")
         return facts
 
+    def _first(self) -> str:
+        """The first divergence: op by op first, since there all before it agrees exactly."""
+        line = self.levels.first()
+        if not line and self.whole is not None:
+            line = self.whole.first()
+        return line or self.recorded.first()
+
     def report(self, seconds: float) -> Report:
         """Everything found, as one frozen value."""
         whole: list[Check] = self.whole.tally.checks() if self.whole is not None else []
-        line = self.whole.line if self.whole is not None else ""
         return Report(
             artefact=str(self.path),
             artefact_hash=self.manifest.hash,
@@ -169,6 +175,6 @@ class Verification:
             num_steps=len(self.scenario.steps),
             num_tokens=self.scenario.num_tokens,
             seconds=seconds,
-            first_divergence=self.levels.first() or line or self.recorded.first(),
+            first_divergence=self._first(),
             checks=(*self.levels.checks(), *whole, *self.recorded.checks()),
         )

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ds4export.parity.bisect import first_divergence
 from ds4export.parity.end_to_end import EndToEndTally, check_step
 from ds4export.parity.levels import Levels
-from ds4export.parity.records import OrderProblem, make_record
+from ds4export.parity.records import OrderProblem, Record, make_record
 from ds4export.parity.reference_run import GraphStep
 from ds4export.parity.scenario import Scenario
 from ds4export.parity.subject import MTP
@@ -28,7 +28,8 @@ class WholeRun:
         slots, context = scenario.num_slots, scenario.max_context
         self.run = levels.backend.open(num_slots=slots, max_context=context)
         self.tally = EndToEndTally(self.official)
-        self.line = ""  # the first divergence, once there is one
+        # the first step outside its bounds, and the artefact's own state before it
+        self._strayed: tuple[Record, Mapping[str, Array]] | None = None
         self._streams: Any = None
 
     def check(self, wanted: GraphStep) -> None:
@@ -49,8 +50,14 @@ class WholeRun:
         results = {k: v for k, v in wanted.results.items() if k in outputs}
         good = check_step(self.run, record, got, results, self.tally)
         self.tally.floor_step(record, wanted.floor, results)
-        if not good and not self.line and not self.official:
-            self.line = first_divergence(self.subject, self.levels.backend, record, state)
+        if not good and self._strayed is None and not self.official:
+            self._strayed = record, state
+
+    def first(self) -> str:
+        """The line of the first tensor that diverges in the whole run; official numerics has none of its own."""
+        if self._strayed is None:
+            return ""
+        return first_divergence(self.subject, self.levels.backend, *self._strayed)
 
     def _step(self, wanted: GraphStep) -> StepResult:
         """The artefact's own step; MTP goes on from its own streams."""
@@ -62,7 +69,7 @@ class WholeRun:
 
     def _own_state(self, graph: str) -> Mapping[str, Array]:
         """The artefact's state before a step, for the search; official numerics has no search of its own."""
-        if self.official or self.line:
+        if self.official or self._strayed is not None:
             return {}
         names = [i.name for i in self.subject.manifest.graphs[graph].inputs]
         return {n: self.run.read_state(n) for n in names if self.subject.is_state(n)}

@@ -245,8 +245,9 @@ OFFICIAL_FAULTS: tuple[Fault, ...] = (
         "head",
         Edit(
             "head",
-            "return flat.transpose(1, 0)",
-            "from ds4export.ops._body_numerics import rounded\n\n    return rounded(flat).transpose(1, 0)",
+            "return in_rows(load(h), lambda rows: linear_bf16(rows, weight), weight.size(0))",
+            "from ds4export.ops._body_numerics import rounded\n\n"
+            "    return rounded(in_rows(load(h), lambda rows: linear_bf16(rows, weight), weight.size(0)))",
         ),
     ),
 )

@@ -28,7 +28,6 @@ STATE_FAULTS: tuple[Fault, ...] = (
             "ape.gather(query_positions(x, positions) % m)",
             "ape.gather(query_positions(x, positions * 0) % m)",
         ),
-        quick=True,
     ),
     in_body(
         "previous block lost between chunks",
