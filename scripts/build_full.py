@@ -1,8 +1,9 @@
-"""Build the plans of whole released models ahead of time, from their configs alone: weights outside, plugins shells.
+"""Build the plans of a slice and of the whole released models ahead of time, from their configs alone.
 
-    python scripts/build_full.py [flash] [pro] [--targets SM80 SM120]
+    python scripts/build_full.py [flash-slice] [flash] [pro] [--targets SM80 SM120]
 
-Prints time, peak memory and plan size of each; exit 0 only if every one builds with a plugin for every node.
+Weights stay outside; the plugins are shells without kernels. Prints time, peak memory and plan size of each; exit 0
+only if every one builds with a plugin for every node.
 """
 
 from __future__ import annotations
@@ -13,21 +14,21 @@ import tempfile
 import time
 from pathlib import Path
 
-from ds4export.checkpoint.presets import FLASH, PRO
+from ds4export.checkpoint.presets import FLASH, PRESETS, PRO
 from ds4export.engine.full_depth import build_full_depth
 from ds4export.engine.shells import build_shells
 from ds4export.engine.tensorrt import RTX, RTX_TARGETS, open_flavour
 from ds4export.errors import Ds4Error
 from ds4export.report import Reporter, format_bytes
 
-MODELS = {"flash": FLASH, "pro": PRO}
+MODELS = {"flash-slice": PRESETS["flash-slice"], "flash": FLASH, "pro": PRO}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("models", nargs="*", help="flash, pro; default: both")
+    parser.add_argument("models", nargs="*", help="flash-slice, flash, pro; default: all")
     parser.add_argument("--targets", nargs="+", default=RTX_TARGETS, help="default: all five")
     arguments = parser.parse_args()
     names = arguments.models or list(MODELS)

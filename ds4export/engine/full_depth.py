@@ -18,7 +18,7 @@ from ds4export.config import ModelConfig
 from ds4export.engine.build import peak_memory_bytes
 from ds4export.engine.plan import BuiltPlan, PlanBuilder, lower
 from ds4export.engine.plugins import check_ops, identify, loaded
-from ds4export.engine.profile import DECODE, PREFILL, Sizes, StepShape, profiles_of
+from ds4export.engine.profile import BYTES, DECODE, PREFILL, Sizes, StepShape, profiles_of
 from ds4export.engine.tensorrt import Flavour
 from ds4export.graph import GraphPlan, build_graphs
 from ds4export.report import Reporter
@@ -59,12 +59,12 @@ def lowered_graphs(config: ModelConfig, layers: range | None = None) -> dict[str
 
 def weight_bytes(models: Iterable[ir.Model]) -> int:
     """Bytes of all weight inputs, those that two graphs share counted once."""
-    weights = {v.name: v for m in models for v in m.graph.inputs if _is_weight(v)}
-    return sum(int(v.dtype.itemsize * prod(map(int, v.shape))) for v in weights.values())  # type: ignore[union-attr, arg-type]
+    tensors = {t.name: t for model in models for t in graph_info(model).inputs}
+    return sum(_bytes(t) for t in tensors.values() if not any(isinstance(d, str) for d in t.dims))
 
 
-def _is_weight(value: ir.Value) -> bool:
-    return value.shape is not None and all(isinstance(d, int) for d in value.shape)
+def _bytes(tensor: TensorInfo) -> int:
+    return prod(d for d in tensor.dims if isinstance(d, int)) * BYTES[tensor.dtype]
 
 
 def build_full_depth(

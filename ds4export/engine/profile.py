@@ -19,6 +19,7 @@ Span = tuple[int, int, int]  # smallest, usual, largest
 Shapes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 DECODE, PREFILL = "decode", "prefill"
 DEFAULT_CHUNK = 512
+BYTES = {"BFLOAT16": 2, "FLOAT": 4, "INT8": 1, "INT64": 8}  # of one element
 _GROWING = (
     "entries",
     "index_keys",
@@ -109,11 +110,10 @@ def _ratio(prefix: str, config: ModelConfig) -> int:
 
 def state_bytes(graphs: Iterable[GraphInfo], config: ModelConfig, sizes: Sizes) -> int:
     """Bytes of all state at the largest shapes, every graph's states counted once."""
-    widths = {"BFLOAT16": 2, "FLOAT": 4, "INT8": 1, "INT64": 8}
     tensors = {t.name: t for g in graphs for t in g.inputs if t.name.startswith("state.")}
     step, total = next(iter(sizes.steps.values())), 0
     for tensor in tensors.values():
-        count = widths[tensor.dtype]
+        count = BYTES[tensor.dtype]
         for largest in _shapes(tensor, config, sizes, step)[2]:
             count *= largest
         total += count

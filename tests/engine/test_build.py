@@ -19,7 +19,8 @@ from ds4export.engine.profile import profiles_of, sizes_of_artefact
 from ds4export.engine.reader import check_library, open_engine
 from ds4export.engine.tensorrt import RTX, RTX_TARGETS, open_flavour
 from ds4export.errors import Ds4Error, ExportError, RuntimeInputError, ToolchainError
-from ds4export.passes import inline_layers, run_pass
+from ds4export.passes import run_pass
+from ds4export.passes.inline_layers import inline_layers
 from ds4export.report import Reporter
 from tests.engine.kit import RTX_MISSING, built, quiet, shells
 from tests.kit.artefacts import exported

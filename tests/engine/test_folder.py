@@ -42,6 +42,11 @@ def graph(raw):
     return raw["graphs"]["main"]
 
 
+def put_pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
 # name -> what is done to a sound folder; all of them have to be refused
 FILES = {
     "plan_gone": lambda f: (f / "main.plan").unlink(),
@@ -50,7 +55,7 @@ FILES = {
     "plan_longer": lambda f: (f / "main.plan").write_bytes((f / "main.plan").read_bytes() + b"x"),
     "plan_bit": lambda f: (f / "main.plan").write_bytes(b"A" + (f / "main.plan").read_bytes()[1:]),
     "plan_folder": lambda f: ((f / "main.plan").unlink(), (f / "main.plan").mkdir()),
-    "plan_pipe": lambda f: ((f / "main.plan").unlink(), os.mkfifo(f / "main.plan")),
+    "plan_pipe": lambda f: put_pipe(f / "main.plan"),
     "plan_link_to_nothing": lambda f: ((f / "main.plan").unlink(), (f / "main.plan").symlink_to("no")),
     "layers_gone": lambda f: (f / "main.layers.txt").unlink(),
     "layers_edited": lambda f: (f / "main.layers.txt").write_text("layers.0/attn\n"),
