@@ -126,27 +126,9 @@ def synth(
 
     To try real widths on any machine: flash-slice and pro-slice have those of the released models.
     """
-    from ds4export.checkpoint import PRESETS
-    from ds4export.checkpoint.names import expected_tensors
-    from ds4export.checkpoint.synth import write_synthetic
-    from ds4export.report import Reporter
+    from ds4export.checkpoint.command import synth_command
 
-    if preset not in PRESETS:
-        raise RuntimeInputError("unknown preset", found=preset, expected=", ".join(PRESETS))
-    reporter = Reporter()
-    total = sum(t.nbytes for t in expected_tensors(PRESETS[preset]).values())
-    with reporter.stage("synth") as stage:
-        with reporter.progress("writing", total, "bytes") as advance:
-            done = 0
-
-            def show(written: int, _total: int) -> None:
-                nonlocal done
-                advance(written - done)
-                done = written
-
-            write_synthetic(path, PRESETS[preset], seed=seed, progress=show)
-        stage.done(preset, f"{total:,} bytes", str(path))
-    reporter.finish(passed=True)
+    synth_command(path, preset, seed)
 
 
 @app.command()
