@@ -1,4 +1,4 @@
-// route_scores, route_hash: the experts of each token and their weights
+// route: the experts of each token and their weights, by score (route_scores) or by token id (route_hash)
 //
 // Maths     s = sqrt(softplus(gate·x));  indices = the k largest of s + bias, lowest index first among equals, or table[id];
 //           weights = s[indices] / sum of them · scale; reference: ds4export/ops/_route.py, route_scores.py, route_hash.py
