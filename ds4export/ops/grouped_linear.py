@@ -8,6 +8,7 @@ dequantised to bf16 without loss and the input is not quantised. Specification s
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ds4export.ops._body import FLOAT, T
@@ -27,8 +28,9 @@ from ds4export.ops._numerics import rounded as torch_rounded
 
 def reference(x: Tensor, weight: Tensor, scale: Tensor, groups: int) -> Tensor:
     w_GOI = torch_rounded(dequantise_fp8(weight, scale), x).unflatten(0, (groups, -1))
-    x_BTG1I = x.float().unflatten(-1, (groups, 1, -1))
-    return stored((x_BTG1I @ w_GOI.mT).flatten(2), x)
+    x_BTGI = x.float().unflatten(-1, (groups, -1))
+    # not a broadcast `@`: it would copy the weight for every token
+    return stored(torch.einsum("btgi,goi->btgo", x_BTGI, w_GOI).flatten(2), x)
 
 
 def fake(x: Tensor, weight: Tensor, scale: Tensor, groups: int) -> Tensor:
