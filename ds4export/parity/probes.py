@@ -2,7 +2,8 @@
 
     clamps      shared_expert, moe: inputs scaled until gate and up values pass swiglu_limit on both sides
     sinkhorn    hc_pre: streams along the rows of the mixing matrix, so that 19 rounds are not 20
-    small       norms and quantisers: inputs near the epsilons and the floors of the scales
+    small       norms and quantisers: inputs near the epsilons
+    tiny        linear_fp8: inputs far below the floor under a block's largest activation
     ties        indexer_topk: queries of zero, every score equal: the lowest index comes first, exactly
 
 The weights are the artefact's; only activations are replaced, for both sides alike.
@@ -22,6 +23,8 @@ from ds4export.parity.reference import Call
 Inputs = tuple[Tensor, ...]
 Maker = Callable[[Call], Inputs | None]
 SMALL = 2.0**-16
+# far below 1e-4, the floor of a block's largest activation: the codes become subnormal
+TINY = 2.0**-30
 # standard deviations of the gate at the limit: a third of the values pass it on either side together
 REACH = 1.0
 
@@ -75,6 +78,10 @@ def _small(call: Call) -> Inputs:
     return _first(call, call.inputs[0].float() * SMALL)
 
 
+def _tiny(call: Call) -> Inputs:
+    return _first(call, call.inputs[0].float() * TINY)
+
+
 def _ties(call: Call) -> Inputs | None:
     """Once there are more entries than a list takes."""
     positions, num_new = call.inputs[4], call.inputs[5]
@@ -92,7 +99,7 @@ _PROBES: dict[str, dict[str, Maker]] = {
     "rms_norm": {"small": _small},
     "kv_row": {"small": _small},
     "query_heads": {"small": _small},
-    "linear_fp8": {"small": _small},
+    "linear_fp8": {"small": _small, "tiny": _tiny},
     "indexer_topk": {"ties": _ties},
 }
 
