@@ -28,8 +28,8 @@ from tests.parity.faults import FAULTS, Bench  # noqa: E402
 PAGE = ROOT / "docs" / "faults.md"
 INTRODUCTION = (
     "Each fault is planted in a copy of a sound artefact: in the body of an op, in the graph, in the manifest or in",
-    "the bytes of weights, never in the reference. `ds4export verify` must fail, and its last line must name the op.",
-    "The artefact is an export of recorded data (tests/data/tiny-a, once tiny-c): float32, or official for the roundings.",
+    "the bytes of weights, never in the reference. `ds4export verify` must fail and name the op. The artefact",
+    "is an export of recorded data (tests/data/tiny-a, once tiny-c): float32, or official for the roundings.",
     "The columns say which levels of the comparison failed and what was named first.",
 )
 COLUMNS = ("fault", "where it is planted", "caught by", "first divergence")
