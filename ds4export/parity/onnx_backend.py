@@ -150,6 +150,8 @@ def _new_session(content: bytes) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = THREADS
     options.log_severity_level = 4
+    # dozens of sessions live at once: an arena each would keep the peak of every op
+    options.enable_cpu_mem_arena = False
     return ort.InferenceSession(content, options, providers=list(PROVIDERS))
 
 
