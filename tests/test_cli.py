@@ -324,6 +324,8 @@ def test_score_writes_a_file(tmp_path: Path) -> None:
 
 INTERRUPTED = """
 import os, signal, sys
+# a parent without a terminal may have left the signal ignored
+signal.signal(signal.SIGINT, signal.default_int_handler)
 import ds4export.runtime.model as model
 
 def stream(*args, **kwargs):

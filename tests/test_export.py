@@ -293,7 +293,7 @@ def test_a_killed_export_leaves_nothing_that_looks_finished(
     assert process.stdout is not None
     assert process.stdout.readline() == "writing\n"
     process.send_signal(number)
-    _, said = process.communicate(timeout=30)
+    _, said = process.communicate(timeout=180)
     assert "Traceback" not in said
     left = list(tmp_path.iterdir())
     if number == signal.SIGINT:
