@@ -8,6 +8,7 @@ not.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from numpy.typing import NDArray
@@ -23,10 +24,22 @@ Array = NDArray[Any]
 NOTHING = f"{PREFIX}none within one step; the state of an earlier step differs"
 
 
+@dataclass(frozen=True)
+class Divergence:
+    """The line that names the first tensor outside its bound; `is_tie` where that is a choice between equals.
+
+    A run in float32 carries errors of its own, so a choice between scores closer than those is nobody's fault, and
+    what follows it cannot be compared.
+    """
+
+    line: str
+    is_tie: bool = False
+
+
 def first_divergence(
     subject: Subject, backend: Backend, record: Record, state: Mapping[str, Array]
-) -> str:
-    """The line that names the first tensor outside its bound.
+) -> Divergence:
+    """Find the first tensor outside its bound.
 
     Args:
         subject: the artefact.
@@ -39,12 +52,14 @@ def first_divergence(
     boundary = [i for i, node in enumerate(nodes) if _is_boundary(subject, node)]
     found = _first(subject, backend, record, feeds, [nodes[i] for i in boundary])
     if found is None:
-        return NOTHING
+        return Divergence(NOTHING)
     last = nodes.index(found[0])
     start = max((i for i in boundary if i < last), default=-1) + 1
     inner = _first(subject, backend, record, feeds, nodes[start : last + 1])
     node, finding = inner or found
-    return first_line(node, finding, record.step)
+    flips = finding.flips
+    is_tie = flips is not None and not flips.problem and flips.relative_margin <= TENSOR_FLOAT32
+    return Divergence(first_line(node, finding, record.step), is_tie)
 
 
 def _is_boundary(subject: Subject, node: OpNode) -> bool:

@@ -29,8 +29,7 @@ Array = NDArray[Any]
 LOGITS_FLOAT32 = 1e-4
 # Relative error of float32 streams and state over a tensor.
 TENSOR_FLOAT32 = 1e-4
-# Relative error of anything in official numerics: unrelated logits give 1.4, flipped experts up to 0.4. Where the
-# reference alone comes near that by reordering, nothing is asked of the whole run.
+# Relative error of anything in official numerics: unrelated logits give 1.4, flipped experts up to 0.4.
 SANITY_OFFICIAL = 0.7
 LOGITS = "logits"
 
@@ -64,19 +63,17 @@ class EndToEndTally:
         self.agreement.setdefault(name, Agreement()).add(got, want, live)
         found = difference(got, want, live)
         spread = float(want[live].std()) if live.any() else 1.0
-        bound = SANITY_OFFICIAL if self.official else LOGITS_FLOAT32 * spread / 2
-        return self._add(name, found, found.relative if self.official else found.largest, bound)
+        return self._add(name, found, found.largest, LOGITS_FLOAT32 * spread / 2)
 
     def tensor(self, name: str, got: Array, want: Array, live: NDArray[np.bool_]) -> bool:
         """Compare streams or state on `live` places."""
         found = difference(got, want, live)
-        bound = SANITY_OFFICIAL if self.official else TENSOR_FLOAT32
-        return self._add(name, found, found.relative, bound)
+        return self._add(name, found, found.relative, TENSOR_FLOAT32)
 
     def _add(self, name: str, found: Difference, error: float, bound: float) -> bool:
         self.found[name] = self.found[name].merged(found) if name in self.found else found
         self.bounds[name] = min(bound, self.bounds.get(name, bound))
-        if found.problem or error > bound:
+        if found.problem or (error > bound and not self.official):
             text = found.problem or f"error {error:.2g} (bound {bound:.2g}), {found.where()}"
             self.failures.setdefault(name, text)
             return False
@@ -93,24 +90,35 @@ class EndToEndTally:
             found, name = difference(again[key], value, live), _prefix(record) + key
             self.floors[name] = self.floors[name].merged(found) if name in self.floors else found
 
-    def checks(self) -> list[Check]:
-        return [self._check(name, d) for name, d in self.found.items()]
+    def checks(self, explained: str = "") -> list[Check]:
+        """`explained`: why a float32 run may be apart although nothing is wrong; empty where nothing explains it."""
+        return [self._check(name, d, explained) for name, d in self.found.items()]
 
-    def _check(self, name: str, d: Difference) -> Check:
+    @property
+    def sanity(self) -> float:
+        """The bound of official numerics: wide, and wider where reordering alone moves the run that far."""
+        worst = max((f.relative for f in self.floors.values()), default=0.0)
+        return max(SANITY_OFFICIAL, 2 * worst)
+
+    def _check(self, name: str, d: Difference, explained: str) -> Check:
         absolute = name in self.agreement and not self.official
-        floor = self.floors.get(name)
-        detail = self.failures.get(name, "")
+        floor, bound = self.floors.get(name), self.sanity if self.official else self.bounds[name]
+        failure = self.failures.get(name, "")
+        if not failure and self.official and d.relative > bound:
+            failure = f"error {d.relative:.2g} (bound {bound:.2g}), {d.where()}"
+        forgiven = bool(failure and explained and not d.problem)
+        detail = f"{failure}; {explained}" if forgiven else failure
         if not detail and name in self.agreement:
             a = self.agreement[name]
             detail = f"most likely token equal in {a.same} of {a.total}"
         return Check(
             END_TO_END,
             f"{name} (absolute)" if absolute else name,
-            FAILED if name in self.failures else PASSED,
+            FAILED if failure and not forgiven else PASSED,
             detail,
             error=d.largest if absolute else d.relative,
             row=d.row,
-            bound=self.bounds[name],
+            bound=bound,
             floor=None if floor is None else (floor.largest if absolute else floor.relative),
         )
 

@@ -166,7 +166,7 @@ class Verification:
 
     def report(self, seconds: float) -> Report:
         """Everything found, as one frozen value."""
-        whole: list[Check] = self.whole.tally.checks() if self.whole is not None else []
+        whole: list[Check] = self.whole.checks() if self.whole is not None else []
         return Report(
             artefact=str(self.path),
             artefact_hash=self.manifest.hash,

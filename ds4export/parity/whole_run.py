@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 from numpy.typing import NDArray
 
-from ds4export.parity.bisect import first_divergence
+from ds4export.parity.bisect import Divergence, first_divergence
 from ds4export.parity.end_to_end import EndToEndTally, check_step
 from ds4export.parity.levels import Levels
 from ds4export.parity.records import OrderProblem, Record, make_record
 from ds4export.parity.reference_run import GraphStep
+from ds4export.parity.results import Check
 from ds4export.parity.scenario import Scenario
 from ds4export.parity.subject import MTP
 from ds4export.runtime.runner import StepResult
@@ -53,11 +55,23 @@ class WholeRun:
         if not good and self._strayed is None and not self.official:
             self._strayed = record, state
 
-    def first(self) -> str:
-        """The line of the first tensor that diverges in the whole run; official numerics has none of its own."""
+    @cached_property
+    def divergence(self) -> Divergence | None:
+        """The first tensor that diverges in the whole run; official numerics has no search of its own."""
         if self._strayed is None:
-            return ""
+            return None
         return first_divergence(self.subject, self.levels.backend, *self._strayed)
+
+    def first(self) -> str:
+        """Its line; none where nothing diverges but at a tie."""
+        found = self.divergence
+        return "" if found is None or found.is_tie else found.line
+
+    def checks(self) -> list[Check]:
+        """The whole run's verdicts."""
+        found = self.divergence if self.tally.failures else None
+        is_tie = found is not None and found.is_tie
+        return self.tally.checks(f"a tie: {found.line}" if found is not None and is_tie else "")
 
     def _step(self, wanted: GraphStep) -> StepResult:
         """The artefact's own step; MTP goes on from its own streams."""

@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
+from ds4export.parity.end_to_end import EndToEndTally
+from ds4export.parity.metrics import difference
 from ds4export.parity.verify import Verification, VerifyOptions
 from tests.parity.fault import FLOAT32
 from tests.parity.faults import FAULTS, Bench
@@ -48,3 +52,23 @@ def test_a_sound_run_has_nothing_to_find(bench: Bench, float32_artefact: Path) -
     assert bench.last.whole.first() == ""
     assert isinstance(bench.last, Verification)
     assert bench.last.options == VerifyOptions()
+
+
+def test_a_tie_explains_a_run_that_goes_apart() -> None:
+    tally = EndToEndTally(official=False)
+    want = np.ones((1, 2, 4), np.float32)
+    assert not tally.tensor("streams", want * 2, want, np.ones((1, 2), bool))
+    (failed,) = tally.checks()
+    (forgiven,) = tally.checks("a tie: first divergence: layer 1, indexer top-k")
+    assert failed.failed
+    assert not forgiven.failed
+    assert forgiven.detail.endswith("; a tie: first divergence: layer 1, indexer top-k")
+
+
+def test_official_runs_are_judged_beside_their_noise() -> None:
+    tally = EndToEndTally(official=True)
+    want, live = np.ones((1, 2, 4), np.float32), np.ones((1, 2), bool)
+    assert tally.tensor("streams", want * 1.9, want, live)
+    assert tally.checks()[0].failed
+    tally.floors["streams"] = difference(want * 1.5, want)
+    assert not tally.checks()[0].failed
