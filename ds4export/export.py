@@ -38,8 +38,7 @@ from ds4export.artefact.writer import (
     write_manifest,
 )
 from ds4export.checkpoint import Checkpoint, open_checkpoint
-from ds4export.checkpoint.experts import ExpertRun, expert_run, expert_tensors
-from ds4export.checkpoint.shard import TensorRef
+from ds4export.checkpoint.experts import locate_weight, weight_of_tensor
 from ds4export.errors import ExportError
 from ds4export.graph import GraphPlan, Graphs, build_graphs
 from ds4export.graph.bodies import attach_bodies, op_nodes
@@ -183,7 +182,7 @@ def bind_weights(
     order = expert_order(checkpoint, plan.layers)
     refs, sources = {}, {}
     for name in names:
-        refs[name], run = _locate(checkpoint, name, order)
+        refs[name], run = locate_weight(checkpoint, name, order)
         if run is not None and not self_contained:
             sources[name] = WeightSource(CHECKPOINT, run.shard, run.offset, run.nbytes)
     copied = [name for name in names if name not in sources]
@@ -200,18 +199,6 @@ def bind_weights(
     return {name: sources[name] for name in names}, {WEIGHTS_FILE: file.info}
 
 
-def _locate(
-    checkpoint: Checkpoint, name: str, order: tuple[int, ...]
-) -> tuple[list[TensorRef], TensorRef | ExpertRun | None]:
-    """The tensors behind a weight input, and the one range that holds them if there is one."""
-    prefix, experts, kind = name.partition(".ffn.experts.")
-    if not experts:
-        ref = checkpoint.tensors[name]
-        return [ref], ref
-    refs = expert_tensors(checkpoint, f"{prefix}.ffn.", kind, order)
-    return refs, expert_run(checkpoint, f"{prefix}.ffn.", kind, order)
-
-
 def unused_tensors(
     checkpoint: Checkpoint, plan: GraphPlan, weights: Iterable[str]
 ) -> dict[str, str]:
@@ -219,9 +206,7 @@ def unused_tensors(
     read = set(weights)
     reasons = {u.name: u.reason for u in checkpoint.unused}
     for name in checkpoint.tensors:
-        head, experts, rest = name.partition(".ffn.experts.")
-        run = f"{head}.ffn.experts.{rest.rsplit('.', 1)[-1]}" if experts else name
-        if run not in read and name not in reasons:
+        if weight_of_tensor(name) not in read and name not in reasons:
             reasons[name] = _reason(name, plan)
     return reasons
 

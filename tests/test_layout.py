@@ -23,7 +23,7 @@ PACKAGE = ROOT / "ds4export"
 # The stages in the order in which data travels; each may import itself and what stands before it.
 # Names on one line are one stage. A new module of ds4export gets its place here.
 ORDER = (
-    ("errors", "report", "doctor"),
+    ("errors", "onnx_names", "report", "doctor"),
     ("ptxhost",),
     ("config",),
     ("state",),
@@ -43,6 +43,7 @@ RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 # Not one line in these may import torch, except in the files named.
 TORCH_FREE = (
     "errors",
+    "onnx_names",
     "report",
     "doctor",
     "ptxhost",

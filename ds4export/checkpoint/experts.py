@@ -7,11 +7,13 @@ safetensors sorts tensors by dtype, then by name, so a shard that holds a whole 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 from ds4export.checkpoint.reader import Checkpoint
 from ds4export.checkpoint.shard import TensorRef
 
 MATRICES = ("w1", "w2", "w3")
+_EXPERTS = ".ffn.experts."
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,26 @@ def expert_run(
             return None
         if ref.offset != first.offset + n * first.nbytes:
             return None
-    elements = 1
-    for size in first.shape:
-        elements *= size
-    shape = (len(order), len(MATRICES), elements)
+    shape = (len(order), len(MATRICES), prod(first.shape))
     return ExpertRun(first.shard, first.offset, first.nbytes * len(refs), first.dtype, shape)
+
+
+def locate_weight(
+    checkpoint: Checkpoint, name: str, order: tuple[int, ...]
+) -> tuple[list[TensorRef], TensorRef | ExpertRun | None]:
+    """The tensors behind a model weight, and the one range that holds them if there is one.
+
+    `name` is a module path: a tensor's own name, or `{layer}.ffn.experts.{weight,scale}` for all experts of a layer.
+    """
+    layer, experts, kind = name.partition(_EXPERTS)
+    if not experts:
+        ref = checkpoint.tensors[name]
+        return [ref], ref
+    refs = expert_tensors(checkpoint, f"{layer}.ffn.", kind, order)
+    return refs, expert_run(checkpoint, f"{layer}.ffn.", kind, order)
+
+
+def weight_of_tensor(name: str) -> str:
+    """The model weight that a tensor is part of: the inverse of `locate_weight`."""
+    layer, experts, rest = name.partition(_EXPERTS)
+    return f"{layer}{_EXPERTS}{rest.rsplit('.', 1)[-1]}" if experts else name

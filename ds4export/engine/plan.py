@@ -21,10 +21,10 @@ import onnx_ir as ir
 from ds4export.engine.profile import Shapes
 from ds4export.engine.tensorrt import RTX, Flavour
 from ds4export.errors import ExportError
+from ds4export.onnx_names import DOMAIN
 from ds4export.passes import TENSORRT_PIPELINE, run_passes
 from ds4export.report import Reporter
 
-DOMAIN = "ds4"
 # Each plugin leaves one of the two in a plan, once for every profile; the op's name alone proves nothing.
 _RECORD = re.compile(rb"_pluginType|PluginType")
 

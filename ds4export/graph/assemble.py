@@ -17,11 +17,11 @@ from ds4export.graph.capture import Captured
 from ds4export.graph.halves import STEP, Tracer
 from ds4export.model.rope import plain_freqs, yarn_freqs
 from ds4export.model.transformer import Head
-from ds4export.ops._body import OPSET
-from ds4export.ops._define import DOMAIN
+from ds4export.onnx_names import DOMAIN as DOMAIN
+from ds4export.onnx_names import IR_VERSION as IR_VERSION
+from ds4export.onnx_names import LAYER_DOMAIN as LAYER_DOMAIN
+from ds4export.onnx_names import OPSET as OPSET
 
-LAYER_DOMAIN = "ds4.layers"
-IR_VERSION = 10
 KINDS = {0: "window", 4: "csa", 128: "hca"}
 _INT64 = ir.DataType.INT64
 

@@ -22,9 +22,11 @@ from collections.abc import Iterable, Iterator
 import onnx_ir as ir
 
 from ds4export.errors import ExportError
+from ds4export.onnx_names import DOMAIN as DOMAIN
+from ds4export.onnx_names import IR_VERSION as IR_VERSION
+from ds4export.onnx_names import LAYER_DOMAIN as LAYER_DOMAIN
+from ds4export.onnx_names import OPSET as OPSET
 
-IR_VERSION, OPSET = 10, 21
-DOMAIN, LAYER_DOMAIN = "ds4", "ds4.layers"
 VERSIONS = {"": OPSET, DOMAIN: 1, LAYER_DOMAIN: 1}
 INPUT_DTYPES = (
     ir.DataType.FLOAT,

@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ds4export.checkpoint import Checkpoint
-from ds4export.checkpoint.experts import expert_run, expert_tensors, file_order
+from ds4export.checkpoint.experts import file_order, locate_weight
+from ds4export.checkpoint.shard import TensorRef
 from ds4export.model.transformer import Transformer
-
-_EXPERTS = ".ffn.experts."
 
 
 def tensor_from_array(array: NDArray[Any]) -> Tensor:
@@ -51,16 +50,14 @@ def rows_of_order(order: tuple[int, ...]) -> list[int]:
 
 def weight_array(checkpoint: Checkpoint, name: str, order: tuple[int, ...]) -> NDArray[Any]:
     """The array of one model weight by its module path; expert runs are one view where the file allows it."""
-    prefix, experts, kind = name.partition(_EXPERTS)
-    if not experts:
+    refs, place = locate_weight(checkpoint, name, order)
+    if isinstance(place, TensorRef):
         return checkpoint.array(name)
-    run = expert_run(checkpoint, f"{prefix}.ffn.", kind, order)
-    if run is None:
-        refs = expert_tensors(checkpoint, f"{prefix}.ffn.", kind, order)
+    if place is None:
         parts = [checkpoint.array(ref.name).reshape(1, -1) for ref in refs]
         return np.concatenate(parts).reshape(len(order), 3, -1)
-    dtype = np.float32 if run.dtype == "F32" else np.int8
-    return checkpoint.raw(run.shard, run.offset, run.nbytes).view(dtype).reshape(run.shape)
+    dtype = np.float32 if place.dtype == "F32" else np.int8
+    return checkpoint.raw(place.shard, place.offset, place.nbytes).view(dtype).reshape(place.shape)
 
 
 def build_model(

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-OPSET = 21
+from ds4export.onnx_names import OPSET as OPSET
+
 FLOAT, BF16, INT64, INT32 = (
     ir.DataType.FLOAT,
     ir.DataType.BFLOAT16,

@@ -14,9 +14,9 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
+from ds4export.onnx_names import DOMAIN as DOMAIN
 from ds4export.ops._body import BF16, FLOAT, INT8, INT64, OPSET, Body, BodyOptions, T
 
-DOMAIN = "ds4"
 BOUNDARY, F32, BYTES, INTS, WEIGHT = "boundary", "float32", "bytes", "int64", "bf16"
 _IR_DTYPE = {F32: FLOAT, BYTES: INT8, INTS: INT64, WEIGHT: BF16}
 

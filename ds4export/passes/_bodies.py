@@ -1,6 +1,6 @@
 """The parts of a model that passes walk over, and the few edits they share.
 
-Owns the names of the two domains, walks over bodies and their loops, replacement of a value. Refuses anything that
+Owns walks over bodies and their loops, replacement of a value. Refuses anything that
 decides: what to rewrite stands in the passes.
 """
 
@@ -12,9 +12,8 @@ from itertools import count
 import numpy as np
 import onnx_ir as ir
 
-# As in ds4export.ops and ds4export.graph, which import torch; a test compares them.
-DOMAIN = "ds4"
-LAYER_DOMAIN = "ds4.layers"
+from ds4export.onnx_names import DOMAIN as DOMAIN
+from ds4export.onnx_names import LAYER_DOMAIN as LAYER_DOMAIN
 
 
 def bodies(model: ir.Model) -> list[ir.Function]:
