@@ -22,13 +22,21 @@ std::span<RegisteredOp const> registered_ops() {
       DS4_OP_WITH_WORKSPACE(attention_hca),
       DS4_OP_WITH_WORKSPACE(attention_window),
       DS4_OP(embed),
+      DS4_OP(grouped_linear),
       DS4_OP_WITH_WORKSPACE(hc_head),
       DS4_OP(hc_post),
       DS4_OP_WITH_WORKSPACE(hc_pre),
+      DS4_OP(head),
       DS4_OP_WITH_WORKSPACE(indexer_topk),
+      DS4_OP(linear_bf16),
+      DS4_OP_WITH_WORKSPACE(linear_fp8),
+      DS4_OP_WITH_WORKSPACE(moe),
       DS4_OP(moe_combine),
       DS4_OP(mtp_merge),
       DS4_OP(rms_norm),
+      DS4_OP(route_hash),
+      DS4_OP_WITH_WORKSPACE(route_scores),
+      DS4_OP_WITH_WORKSPACE(shared_expert),
   };
   return ops;
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import subprocess
+import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -82,13 +83,13 @@ def build_host(
     if not runtime.exists():
         folder.mkdir(parents=True, exist_ok=True)
         exports = CACHE / "exports"
-        exports.write_text(RUNTIME + " { global: cuda*; __cuda*; local: *; };\n", encoding="utf-8")
+        _write(exports, RUNTIME + " { global: cuda*; __cuda*; local: *; };\n")
         link = ["-shared", *objects, f"-Wl,-soname,{RUNTIME}", f"-Wl,--version-script={exports}"]
-        _run(["g++", *_FLAGS[variant], *link, "-o", runtime])
+        _make(["g++", *_FLAGS[variant], *link], runtime)
     parts = [_object(HOST / s, variant, tools, watched=True) for s in HOST_SOURCES]
     program = folder / f"plugin_host-{_digest(map(str, parts))}"
     if not program.exists():
-        _run(["g++", *_FLAGS[variant], *parts, runtime, "-ldl", "-o", program])
+        _make(["g++", *_FLAGS[variant], *parts, runtime, "-ldl"], program)
     return HostBuild(program, folder, variant, architecture)
 
 
@@ -110,7 +111,7 @@ def translated_object(file: PtxFile, variant: Variant) -> Path:
     source = CACHE / f"{file.name}-{_digest([file.text])}.cpp"
     text = translate(file.module, file.name)
     if not source.exists() or source.read_text(encoding="utf-8") != text:
-        source.write_text(text, encoding="utf-8")
+        _write(source, text)
     return _compiled(
         source, [*COMMON, *_FLAGS[variant], *_TRANSLATION_FLAGS[variant], *TRANSLATION]
     )
@@ -128,9 +129,7 @@ def _compiled(source: Path, flags: Sequence[str]) -> Path:
     out = CACHE / "objects" / f"{source.stem}-{key}.o"
     if not out.exists():
         out.parent.mkdir(parents=True, exist_ok=True)
-        made = out.with_suffix(".part")
-        _run(["g++", *flags, f"-I{HOST}", "-c", source, "-o", made])
-        made.rename(out)
+        _make(["g++", *flags, f"-I{HOST}", "-c", source], out)
     return out
 
 
@@ -138,8 +137,21 @@ def _digest(parts: Iterable[str]) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
-def _run(command: Sequence[object]) -> None:
-    words = [str(word) for word in command]
+def _part(out: Path) -> Path:
+    """A name beside `out` for something unfinished: others may be making the same."""
+    return out.with_name(f"{out.name}.{uuid.uuid4().hex}.part")
+
+
+def _write(out: Path, text: str) -> None:
+    made = _part(out)
+    made.write_text(text, encoding="utf-8")
+    made.rename(out)
+
+
+def _make(command: Sequence[object], out: Path) -> None:
+    made = _part(out)
+    words = [*map(str, command), "-o", str(made)]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     if done.returncode:
         raise ToolchainError("a compile failed", where=" ".join(words), found=done.stderr[-2000:])
+    made.rename(out)

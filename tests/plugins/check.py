@@ -83,7 +83,11 @@ def _first_words(text: str) -> str:
 
 
 # Ops whose kernels are one family in a folder of another name.
-FOLDERS = dict.fromkeys(("attention_window", "attention_csa", "attention_hca"), "sparse_attention")
+FOLDERS = {
+    **dict.fromkeys(("attention_window", "attention_csa", "attention_hca"), "sparse_attention"),
+    **dict.fromkeys(("compress_csa", "compress_hca", "compress_index"), "compress_kv"),
+    **dict.fromkeys(("route_scores", "route_hash"), "route"),
+}
 
 
 def files_of(op_name: str, files: Iterable[PtxFile]) -> list[PtxFile]:

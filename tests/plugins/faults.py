@@ -6,17 +6,15 @@ An edit that does not change the source, or that does not compile, is an error a
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 from ds4export.ptxhost.build import Variant, build_host
 from ds4export.ptxhost.library import embedded_ptx
-from ds4export.ptxhost.toolchain import BUILD, PLUGINS, Toolchain
-from tests.plugins.check import FOLDERS, check_numbers
-
-ARCHITECTURE = 80
+from ds4export.ptxhost.toolchain import BUILD, Toolchain
+from tests.plugins.alone import ARCHITECTURE, alone
+from tests.plugins.check import check_numbers
+from tests.plugins.linear_faults import LINEAR_FAULTS
 
 
 @dataclass(frozen=True)
@@ -28,6 +26,14 @@ class Fault:
     file: str
     old: str
     new: str
+
+    def plant(self, folder: Path) -> None:
+        """Edit the copy of plugins/ in `folder`."""
+        source = folder / self.file
+        text = source.read_text(encoding="utf-8")
+        found = text.count(self.old)
+        assert found == 1, f"{self}: `old` stands {found} times in the file"
+        source.write_text(text.replace(self.old, self.new), encoding="utf-8")
 
 
 def _kernel(op: str, name: str, old: str, new: str) -> Fault:
@@ -119,56 +125,18 @@ FAULTS = (
         "    __syncthreads();\n    choose_bin(list, wanted);",
         "    choose_bin(list, wanted);",
     ),
+    *(Fault(*f) for f in LINEAR_FAULTS),
 )  # fmt: skip
 
 
 def caught_by(fault: Fault, tools: Toolchain) -> str:
     """The first instrument that objects and its words; empty if none does."""
-    library = _faulty_library(fault, tools)
+    folder = BUILD / "faults" / re.sub(r"\W+", "-", f"{fault.op} {fault.name}")
+    library = alone(fault.op, tools, folder, fault.plant)
     files = embedded_ptx(library, tools.cuobjdump)
     for variant in Variant:
-        wrong = check_numbers(
-            fault.op, build_host(files, ARCHITECTURE, variant, tools), library
-        ).wrong
+        build = build_host(files, ARCHITECTURE, variant, tools)
+        wrong = check_numbers(fault.op, build, library).wrong
         if wrong:
             return f"{variant.value}: {wrong[0]}"
     return ""
-
-
-def _faulty_library(fault: Fault, tools: Toolchain) -> Path:
-    """The op alone, as PTX, with the fault in it; the shell around it is the one that was built."""
-    folder = BUILD / "faults" / re.sub(r"\W+", "-", f"{fault.op} {fault.name}")
-    shutil.rmtree(folder, ignore_errors=True)
-    own = FOLDERS.get(fault.op, fault.op)
-    for part in ("common", own):
-        shutil.copytree(PLUGINS / part, folder / part)
-    source = folder / fault.file
-    text = source.read_text(encoding="utf-8")
-    assert text.count(fault.old) == 1, (
-        f"{fault}: `old` stands {text.count(fault.old)} times in the file"
-    )
-    source.write_text(text.replace(fault.old, fault.new), encoding="utf-8")
-    registry = (PLUGINS / "registry.cpp").read_text(encoding="utf-8")
-    only = re.sub(rf"^      DS4_OP\w*\((?!{fault.op}\)).*\n", "", registry, flags=re.M)
-    (folder / "registry.cpp").write_text(only, encoding="utf-8")
-    out = folder / "libds4plugins_fault.so"
-    command: list[str | Path] = [
-        *(tools.nvcc, "-std=c++20", "-shared", "-O1", "-Xcompiler=-fPIC,-fvisibility=hidden"),
-        *("-cudart", "shared", f"-gencode=arch=compute_{ARCHITECTURE},code=compute_{ARCHITECTURE}"),
-        *(f"-I{folder}", "-isystem", tools.tensorrt_include),
-        *(
-            folder / fault.op / f"{fault.op}_launch.cu",
-            folder / "registry.cpp",
-            shell_object(),
-            "-o",
-            out,
-        ),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"{fault}: does not compile\n{done.stderr[-2000:]}"
-    return out
-
-
-def shell_object() -> Path:
-    """plugin.cpp as the library was built from it."""
-    return BUILD / "plugins/CMakeFiles/ds4plugins.dir/common/plugin.cpp.o"

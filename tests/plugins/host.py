@@ -20,14 +20,15 @@ from tests.kit import ops
 from tests.kit.compare import Difference, assert_close
 from tests.plugins.attention_cases import ATTENTION_CASES
 from tests.plugins.kernel_cases import KERNEL_CASES
+from tests.plugins.linear_cases import LINEAR_CASES
 
 FORWARD = Schedule()
+TABLES = (KERNEL_CASES, ATTENTION_CASES, LINEAR_CASES)
 
 
 def cases_of(name: str) -> tuple[Case, ...]:
     """The op's cases, more borders of them, and the shapes that ship."""
-    own = (*KERNEL_CASES.get(name, ()), *ATTENTION_CASES.get(name, ()))
-    return (*ops.cases_of(name), *own)
+    return (*ops.cases_of(name), *(c for table in TABLES for c in table.get(name, ())))
 
 
 def library_path() -> Path | None:
