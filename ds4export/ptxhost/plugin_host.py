@@ -1,18 +1,24 @@
 """The conversation with plugins/host/plugin_host: one process, many jobs, tensors as numpy arrays.
 
-A process that dies under a job (a sanitizer's report, a kernel fault) is raised as `HostFaultError` with what it said.
+Tensors that many jobs need, and outputs that only other jobs need, stay in the host as buffers; a shared buffer is also
+a numpy array here. A process that dies under a job (a sanitizer's report, a kernel fault) is raised as `HostFaultError`
+with what it said.
 """
 
 from __future__ import annotations
 
+import mmap
 import os
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
+from math import prod
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import IO, Any, Self
 
 import ml_dtypes
 import numpy as np
@@ -34,6 +40,7 @@ _SANITIZER_OPTIONS = {
     "TSAN_OPTIONS": "halt_on_error=1:report_signal_unsafe=0",
 }
 ORDERS = ("forward", "backward", "shuffled")
+ALIGNMENT = 256  # of memory that a GPU allocates
 
 
 class HostFaultError(RuntimeError):
@@ -53,19 +60,35 @@ class Schedule:
     multiprocessors: int = 108
 
 
+class Buffer:
+    """A tensor in the memory of one host, `number` there; it is dropped when nothing refers to it any more."""
+
+    def __init__(
+        self, number: int, dtype: np.dtype[np.generic], shape: Sequence[int], dropped: list[int]
+    ) -> None:
+        self.number, self.dtype, self.shape = number, dtype, tuple(shape)
+        weakref.finalize(self, dropped.append, number).atexit = False
+
+
+class SharedBuffer(Buffer):
+    """A buffer whose bytes are those of `array`: what either side writes, both see."""
+
+    array: Array
+
+
 @dataclass(frozen=True)
 class Job:
-    """One node: an op at a version, its attributes and inputs in the op's order."""
+    """One node: an op at a version, its attributes and inputs in the op's order, each an array or a `Buffer`."""
 
     op: str
     version: int
     attributes: Mapping[str, int | float | str]
-    inputs: Sequence[Array]
+    inputs: Sequence[Any]
     schedule: Schedule = Schedule()
     one_enqueue: bool = False
 
-    def header(self) -> str:
-        """The lines of the job, as plugin_host.cpp documents them."""
+    def header(self, keep: Iterable[int] = ()) -> str:
+        """The lines of the job, as plugin_host.cpp documents them; `keep`: the numbers of buffers for its outputs."""
         kinds = {int: "int", float: "float", str: "text"}
         lines = [
             f"setting DS4_HOST_ORDER {ORDERS.index(self.schedule.order)}",
@@ -76,17 +99,32 @@ class Job:
                 f"attribute {n} {kinds[type(v)]} {v!r}".replace("'", "")
                 for n, v in self.attributes.items()
             ),
-            *(" ".join(["input", _NAMES[x.dtype], *map(str, x.shape)]) for x in self.inputs),
+            *(
+                f"use {x.number}" if isinstance(x, Buffer) else f"input {_described(x)}"
+                for x in self.inputs
+            ),
             *(["once"] if self.one_enqueue else []),
+            *(f"keep {number}" for number in keep),
             "run",
         ]
         return "\n".join(lines) + "\n"
+
+    def content(self) -> list[bytes]:
+        """The bytes of the inputs that are no buffers."""
+        arrays = (x for x in self.inputs if not isinstance(x, Buffer))
+        return [np.ascontiguousarray(x).tobytes() for x in arrays]
+
+
+def _described(tensor: Array | Buffer) -> str:
+    return " ".join([_NAMES[tensor.dtype], *map(str, tensor.shape)])
 
 
 class PluginHost:
     """A running plugin host with a library in it."""
 
     def __init__(self, build: HostBuild, library: Path) -> None:
+        self._numbers = count()
+        self._dropped: list[int] = []
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115
         environment = {
             **os.environ,
@@ -126,9 +164,76 @@ class PluginHost:
 
     def run(self, job: Job) -> list[Array]:
         """The outputs of a job; raises `RefusalError` or `HostFaultError`."""
-        self._send(job.header().encode(), *(np.ascontiguousarray(x).tobytes() for x in job.inputs))
-        shapes = [line.split() for line in self._lines()]
-        return [self._array(name, [int(n) for n in axes]) for name, *axes in shapes]
+        self._send(job.header().encode(), *job.content())
+        return [self._array(dtype, shape) for dtype, shape in self._shapes()]
+
+    def run_keeping(self, job: Job, num_outputs: int) -> list[Buffer]:
+        """One enqueue of a job; its outputs stay in the host, an aliased one in the memory of its input.
+
+        Raises:
+            RefusalError: as `run`, and for a wrong number of outputs.
+            HostFaultError: as `run`.
+        """
+        assert job.one_enqueue, "a second enqueue would start from what the first one wrote"
+        numbers = [next(self._numbers) for _ in range(num_outputs)]
+        self._send(job.header(numbers).encode(), *job.content())
+        pairs = zip(numbers, self._shapes(), strict=True)
+        return [Buffer(number, *described, self._dropped) for number, described in pairs]
+
+    def buffer(self, array: Array) -> Buffer:
+        """A buffer with a copy of the array."""
+        made = self._new(array.dtype, array.shape)
+        line = f"buffer {made.number} {_described(made)}\n"
+        self._send(line.encode(), np.ascontiguousarray(array).tobytes())
+        self._lines()
+        return made
+
+    def mapped(
+        self, path: Path, offset: int, dtype: np.dtype[np.generic], shape: Sequence[int]
+    ) -> Buffer:
+        """A buffer on the bytes of a file, read only: who writes there ends the host.
+
+        Raises:
+            RefusalError: the file is not there, or too short.
+        """
+        made = self._new(dtype, shape)
+        self._map("read", str(path.resolve()), offset, made)
+        return made
+
+    def shared(self, dtype: np.dtype[np.generic], shape: Sequence[int]) -> SharedBuffer:
+        """A buffer of zeros whose bytes this process sees as well.
+
+        It ends where its pages end, but for the alignment: in the host the first page after it cannot be touched.
+        """
+        num_bytes = dtype.itemsize * prod(shape)
+        length = max(num_bytes + -num_bytes % mmap.PAGESIZE, mmap.PAGESIZE)
+        offset = (length - num_bytes) // ALIGNMENT * ALIGNMENT
+        made = SharedBuffer(next(self._numbers), dtype, shape, self._dropped)
+        memory = os.memfd_create("ds4-buffer")
+        try:
+            os.ftruncate(memory, length)
+            self._map("write", f"/proc/{os.getpid()}/fd/{memory}", offset, made)
+            view = mmap.mmap(memory, length)
+        finally:
+            os.close(memory)
+        made.array = np.frombuffer(view, dtype, prod(shape), offset).reshape(shape)
+        return made
+
+    def read(self, buffer: Buffer) -> Array:
+        """A copy of what a buffer holds."""
+        self._send(f"read {buffer.number}\n".encode())
+        ((dtype, shape),) = self._shapes()
+        return self._array(dtype, shape)
+
+    def _new(self, dtype: np.dtype[np.generic], shape: Sequence[int]) -> Buffer:
+        return Buffer(next(self._numbers), dtype, shape, self._dropped)
+
+    def _map(self, access: str, path: str, offset: int, made: Buffer) -> None:
+        assert "\n" not in path, "a line of a job holds no line break"
+        self._send(
+            f"file {path}\nmap {access} {made.number} {offset} {_described(made)}\n".encode()
+        )
+        self._lines()
 
     def ops(self) -> dict[str, str]:
         """Name and version of each plugin of the library."""
@@ -142,7 +247,10 @@ class PluginHost:
         return {name: int(count) if int(known) else -1 for count, known, name in found}
 
     def _send(self, *parts: bytes) -> None:
+        dropped = "".join(f"drop {number}\n" for number in self._dropped)
+        self._dropped.clear()
         try:
+            self._pipe(self._process.stdin).write(dropped.encode())
             for part in parts:
                 self._pipe(self._process.stdin).write(part)
             self._pipe(self._process.stdin).flush()
@@ -161,9 +269,12 @@ class PluginHost:
             raise self._fault()
         return line[:-1]
 
-    def _array(self, name: str, shape: Sequence[int]) -> Array:
-        dtype = TYPES[name]
-        num_bytes = dtype.itemsize * int(np.prod(shape, dtype=np.int64))
+    def _shapes(self) -> list[tuple[np.dtype[np.generic], list[int]]]:
+        lines = (line.split() for line in self._lines())
+        return [(TYPES[name], [int(n) for n in axes]) for name, *axes in lines]
+
+    def _array(self, dtype: np.dtype[np.generic], shape: Sequence[int]) -> Array:
+        num_bytes = dtype.itemsize * prod(shape)
         data = self._pipe(self._process.stdout).read(num_bytes)
         if len(data) != num_bytes:
             raise self._fault()

@@ -2,7 +2,6 @@
 
 #include <cuda_runtime_api.h>
 
-#include <memory>
 #include <stdexcept>
 
 #include "expressions.h"
@@ -21,36 +20,20 @@ void check(cudaError_t code, char const* what) {
   check(code == cudaSuccess, std::string(what) + ": " + cudaGetErrorString(code));
 }
 
-int64_t elements(std::vector<int64_t> const& dims) {
-  int64_t n = 1;
-  for (int64_t d : dims) n *= d;
-  return n;
-}
-
-// Device memory of exactly so many bytes, all ones: NaN in every float format.
-class Buffer {
+class DeviceMemory : public Memory {
  public:
-  explicit Buffer(size_t num_bytes) : num_bytes_(num_bytes) {
+  explicit DeviceMemory(size_t num_bytes) {
     check(cudaMalloc(&data_, num_bytes), "cudaMalloc");
     check(cudaMemset(data_, 0xff, num_bytes), "cudaMemset");
   }
-  explicit Buffer(std::string const& bytes) : Buffer(bytes.size()) {
-    check(cudaMemcpy(data_, bytes.data(), bytes.size(), cudaMemcpyHostToDevice), "copy to the device");
-  }
-  ~Buffer() { cudaFree(data_); }
-  Buffer(Buffer const&) = delete;
-  Buffer& operator=(Buffer const&) = delete;
-  void* data() const { return data_; }
-  std::string bytes() const {
-    std::string out(num_bytes_, '\0');
-    check(cudaMemcpy(out.data(), data_, num_bytes_, cudaMemcpyDeviceToHost), "copy from the device");
-    return out;
-  }
-
- private:
-  void* data_ = nullptr;
-  size_t num_bytes_;
+  ~DeviceMemory() override { cudaFree(data_); }
 };
+
+std::string copy_of(Memory const& memory, size_t num_bytes) {
+  std::string out(num_bytes, '\0');
+  check(cudaMemcpy(out.data(), memory.data(), num_bytes, cudaMemcpyDeviceToHost), "copy from the device");
+  return out;
+}
 
 PluginTensorDesc described(Value const& value) {
   PluginTensorDesc out{{static_cast<int32_t>(value.dims.size()), {}}, value.type, PluginFormat::kLINEAR, 1.0f};
@@ -79,6 +62,7 @@ class Life {
   std::vector<Value> lead() {
     std::unique_ptr<IPluginV3> const built = create(node_.fields, TensorRTPhase::kBUILD);
     build(*built);
+    check_memory();
     std::vector<Field> const plan = serialised(*built);
     std::unique_ptr<IPluginV3> const twin(built->clone());
     std::unique_ptr<IPluginV3> const restored = create(plan, TensorRTPhase::kRUNTIME);
@@ -93,6 +77,8 @@ class Life {
   }
 
  private:
+  using Held = std::vector<std::shared_ptr<Memory>>;
+
   std::unique_ptr<IPluginV3> create(std::vector<Field> const& fields, TensorRTPhase phase) const {
     std::vector<PluginField> list;
     for (Field const& f : fields) {
@@ -186,6 +172,15 @@ class Life {
     });
   }
 
+  // A second enqueue would start from what the first one wrote.
+  void check_memory() const {
+    check(node_.one_enqueue || !node_.keep_outputs, "outputs are kept of one enqueue only");
+    for (int32_t a : aliases_) {
+      bool const is_copied = a < 0 || !node_.inputs[static_cast<size_t>(a)].memory;
+      check(node_.one_enqueue || is_copied, "input " + std::to_string(a) + " is written where it is: one enqueue only");
+    }
+  }
+
   bool has_alias() const {
     return std::any_of(aliases_.begin(), aliases_.end(), [](int32_t a) { return a >= 0; });
   }
@@ -200,45 +195,50 @@ class Life {
   void run(IPluginV3& plugin, bool in_place) {
     std::unique_ptr<IPluginV3> const attached(runtime_side(plugin).attachToContext(nullptr));
     check(attached != nullptr, "attachToContext refused");
-    std::vector<std::unique_ptr<Buffer>> held;
-    std::vector<void*> in, out;
-    for (Value const& v : node_.inputs) {
-      held.push_back(std::make_unique<Buffer>(v.bytes));
-      in.push_back(held.back()->data());
-    }
+    Held in, out;
+    for (Value const& v : node_.inputs) in.push_back(v.memory ? v.memory : device_memory(v.bytes));
     for (size_t i = 0; i < outputs_.size(); ++i) {
       bool const shares = in_place && aliases_[i] >= 0;
-      auto const num_bytes = static_cast<size_t>(elements(outputs_[i].dims)) * bytes_of(outputs_[i].type);
-      held.push_back(shares ? nullptr : std::make_unique<Buffer>(num_bytes));
-      out.push_back(shares ? in[static_cast<size_t>(aliases_[i])] : held.back()->data());
+      out.push_back(shares ? in[static_cast<size_t>(aliases_[i])] : device_memory(bytes_of(outputs_[i])));
     }
     enqueue(*attached, in, out);
-    collect(held, in_place);
+    collect(in, out, in_place);
   }
 
-  void enqueue(IPluginV3& plugin, std::vector<void*> const& in, std::vector<void*> const& out) const {
-    Buffer const workspace(workspace_bytes_);
+  static std::vector<void*> pointers(Held const& held) {
+    std::vector<void*> out;
+    for (auto const& memory : held) out.push_back(memory->data());
+    return out;
+  }
+
+  void enqueue(IPluginV3& plugin, Held const& held_in, Held const& held_out) const {
+    auto const workspace = device_memory(workspace_bytes_);
+    std::vector<void*> const in = pointers(held_in), out = pointers(held_out);
     std::vector<PluginTensorDesc> in_descriptions, out_descriptions;
     for (Value const& v : node_.inputs) in_descriptions.push_back(described(v));
     for (Value const& v : outputs_) out_descriptions.push_back(described(v));
     IPluginV3OneRuntime& side = runtime_side(plugin);
     check(side.onShapeChange(in_descriptions.data(), num_inputs_, out_descriptions.data(), static_cast<int32_t>(out.size())) == 0,
           "onShapeChange refused");
-    int32_t const code = side.enqueue(in_descriptions.data(), out_descriptions.data(), in.data(), out.data(), workspace.data(), nullptr);
+    int32_t const code =
+        side.enqueue(in_descriptions.data(), out_descriptions.data(), in.data(), out.data(), workspace->data(), nullptr);
     check(code == 0, "enqueue refused");
     check(cudaDeviceSynchronize(), "the kernel");
   }
 
-  void collect(std::vector<std::unique_ptr<Buffer>> const& held, bool in_place) {
+  void collect(Held const& in, Held const& out, bool in_place) {
     std::vector<bool> written(node_.inputs.size());
     for (size_t i = 0; i < outputs_.size(); ++i) {
-      bool const shares = in_place && aliases_[i] >= 0;
-      size_t const at = shares ? static_cast<size_t>(aliases_[i]) : node_.inputs.size() + i;
-      if (shares) written[at] = true;
-      outputs_[i].bytes = held[at]->bytes();
+      if (in_place && aliases_[i] >= 0) written[static_cast<size_t>(aliases_[i])] = true;
+      if (node_.keep_outputs) {
+        outputs_[i].memory = out[i];
+      } else {
+        outputs_[i].bytes = copy_of(*out[i], bytes_of(outputs_[i]));
+      }
     }
     for (size_t i = 0; i < written.size(); ++i) {
-      check(written[i] || held[i]->bytes() == node_.inputs[i].bytes, "input " + std::to_string(i) + " was written to");
+      Value const& v = node_.inputs[i];
+      check(written[i] || v.memory || copy_of(*in[i], v.bytes.size()) == v.bytes, "input " + std::to_string(i) + " was written to");
     }
   }
 
@@ -260,6 +260,22 @@ size_t bytes_of(DataType type) {
     case DataType::kBF16: return 2;
     default: return 1;
   }
+}
+
+size_t bytes_of(Value const& value) {
+  size_t out = bytes_of(value.type);
+  for (int64_t axis : value.dims) out *= static_cast<size_t>(axis);
+  return out;
+}
+
+std::string copy_of(Value const& value) { return copy_of(*value.memory, bytes_of(value)); }
+
+std::shared_ptr<Memory> device_memory(size_t num_bytes) { return std::make_shared<DeviceMemory>(num_bytes); }
+
+std::shared_ptr<Memory> device_memory(std::string const& bytes) {
+  auto const out = device_memory(bytes.size());
+  check(cudaMemcpy(out->data(), bytes.data(), bytes.size(), cudaMemcpyHostToDevice), "copy to the device");
+  return out;
 }
 
 std::vector<Value> live(Node const& node) { return Life(node).lead(); }
