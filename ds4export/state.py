@@ -1,7 +1,8 @@
 """What one sequence leaves behind in each layer: the table that model, graph and runtime share.
 
 Owns names, rows, widths and dtypes of the state tensors, `state.<layer>.<name>` of shape [S, rows, width] with S
-slots. Refuses nothing: capacities are checked by the runtime. Specification section 8, design decisions 10 to 12.
+slots, and the size of a row that is packed. Refuses a width that cannot be packed; capacities are checked by the
+runtime. Specification section 8, design decisions 10 to 13.
 """
 
 from __future__ import annotations
@@ -9,8 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ds4export.config import ModelConfig
+from ds4export.errors import ExportError
 
 BOUNDARY, F32 = "boundary", "float32"
+KV, KEY = "kv", "key"
+PACKED_STATE = {"window": KV, "entries": KV, "index_keys": KEY}  # what a packed layout changes
+KV_SCALE_BLOCK, KEY_SCALE_BLOCK = 64, 32  # values that share a scale byte
 
 
 @dataclass(frozen=True)
@@ -50,3 +55,39 @@ def layer_state(
         StateSpec("index_keys", entry_rows, width, BOUNDARY),
     )
     return (window, *main, *index)
+
+
+def packed_row_bytes(kind: str, width: int, rope_dims: int = 0) -> int:
+    """Bytes of one packed row, the last dimension of an INT8 state tensor (specification 8.3).
+
+    kv    width - rope_dims e4m3 codes, rope_dims bf16, an E8M0 scale per 64 codes, zeros to a multiple of 8
+    key   two e2m1 codes a byte, the even one low, then an E8M0 scale per 32 codes
+
+    Raises:
+        ExportError: rows of this width cannot be packed.
+
+    Example:
+        >>> packed_row_bytes(KV, 512, 64), packed_row_bytes(KEY, 128)
+        (584, 68)
+    """
+    if kind == KEY:
+        if width % 128 or width <= 0:
+            raise _unpackable(
+                "index keys", f"{width} wide", "a multiple of 128: whole words of scales"
+            )
+        return width // 2 + width // KEY_SCALE_BLOCK
+    codes = width - rope_dims
+    if width % 8 or rope_dims % 8 or not 0 <= rope_dims <= width or not width:
+        found = f"{width} wide, {rope_dims} of them roped"
+        raise _unpackable("kv rows", found, "both multiples of 8, at most all of them roped")
+    return -(-(codes + 2 * rope_dims + -(-codes // KV_SCALE_BLOCK)) // 8) * 8
+
+
+def _unpackable(rows: str, found: str, expected: str) -> ExportError:
+    return ExportError(
+        f"{rows} of this width cannot be packed",
+        where="cache layout",
+        found=found,
+        expected=expected,
+        hint="keep the native layout",
+    )

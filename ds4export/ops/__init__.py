@@ -13,6 +13,7 @@ from dataclasses import replace
 import torch
 
 from ds4export.ops._define import DOMAIN, OpDef
+from ds4export.ops._packed import in_either_layout
 
 OP_NAMES = (
     "embed",
@@ -45,7 +46,8 @@ OP_NAMES = (
 
 def _load(name: str) -> OpDef:
     module = importlib.import_module(f"{__name__}.{name}")
-    return replace(module.OP, doc=inspect.getdoc(module) or "")
+    op: OpDef = module.OP
+    return replace(op, reference=in_either_layout(op), doc=inspect.getdoc(module) or "")
 
 
 ALL_OPS: dict[str, OpDef] = {name: _load(name) for name in OP_NAMES}

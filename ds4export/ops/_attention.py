@@ -23,16 +23,19 @@ from ds4export.ops._body_numerics import load, query_positions, store
 from ds4export.ops._body_numerics import rope as body_rope
 from ds4export.ops._body_numerics import rounded as body_rounded
 from ds4export.ops._cases import Gen
-from ds4export.ops._define import BOUNDARY, F32, INTS
+from ds4export.ops._define import BOUNDARY, F32, INTS, CacheRows
 from ds4export.ops._numerics import rope, rounded, stored
 from ds4export.ops._queries import in_query_blocks
 from ds4export.ops._ring import append_rows, history_and_append, rows_before
+from ds4export.state import KV
 
 LIST_BLOCK = 64
 GATHERED_ELEMENTS = 1 << 23  # float32 values that one block of queries may gather: 32 MB
 TAIL = {"sink": F32, "freqs": F32, "slots": INTS, "positions": INTS, "num_new": INTS}
 OUTPUTS = {"o": BOUNDARY, "ring_out": BOUNDARY}
 ALIASES = {"ring_out": "ring"}
+RING = {"ring": CacheRows(KV, "kv")}
+RING_AND_ENTRIES = {**RING, "entries": CacheRows(KV, "kv")}
 
 # (keys [n, L, d] float32, valid [n, L]) of the compressed part of the lists of one batch row
 Compressed = Callable[[int, int, Tensor], tuple[Tensor, Tensor]]

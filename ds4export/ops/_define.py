@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import onnx_ir as ir
@@ -44,12 +44,24 @@ class Case:
 
 
 @dataclass(frozen=True)
+class CacheRows:
+    """An input that may come packed (INT8), as `_packed` has it, in place of rows in the boundary dtype.
+
+    `kind` is KV or KEY of `ds4export.state`; `like` names the input whose last axis is the width of an unpacked row.
+    """
+
+    kind: str
+    like: str
+
+
+@dataclass(frozen=True)
 class OpDef:
     """One op: maths and shapes stand in the module that defines it.
 
     `inputs` gives each tensor input's kind: BOUNDARY (bf16 in official numerics, float32 otherwise), F32,
     BYTES (INT8: e4m3, packed e2m1, E8M0), INTS or WEIGHT (bf16). `outputs` likewise. `aliases` maps an output
-    to the input whose buffer a runtime may share with it (design 11).
+    to the input whose buffer a runtime may share with it (design 11). `cache` names the inputs that may be packed
+    cache rows; an output that shares the buffer of one has its layout.
     """
 
     name: str
@@ -63,6 +75,7 @@ class OpDef:
     cases: Sequence[Case] = ()
     version: int = 1
     aliases: Mapping[str, str] | None = None
+    cache: Mapping[str, CacheRows] = field(default_factory=dict)
     doc: str = ""
 
     def attributes(self) -> list[str]:

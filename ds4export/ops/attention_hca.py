@@ -12,7 +12,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ds4export.ops._attention import ALIASES, OUTPUTS, TAIL, attend, body_attend, case_inputs, fake
+from ds4export.ops._attention import (
+    ALIASES,
+    OUTPUTS,
+    RING_AND_ENTRIES,
+    TAIL,
+    attend,
+    body_attend,
+    case_inputs,
+    fake,
+)
 from ds4export.ops._body import INT64, T
 from ds4export.ops._body_numerics import load
 from ds4export.ops._cases import Gen
@@ -81,6 +90,7 @@ OP = OpDef(
     inputs={"q": BOUNDARY, "kv": BOUNDARY, "ring": BOUNDARY, "entries": BOUNDARY, **TAIL},
     outputs=OUTPUTS,
     aliases=ALIASES,
+    cache=RING_AND_ENTRIES,
     reference=reference,
     fake=fake,
     body=body,

@@ -8,7 +8,16 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ds4export.ops._attention import ALIASES, OUTPUTS, TAIL, attend, body_attend, case_inputs, fake
+from ds4export.ops._attention import (
+    ALIASES,
+    OUTPUTS,
+    RING,
+    TAIL,
+    attend,
+    body_attend,
+    case_inputs,
+    fake,
+)
 from ds4export.ops._body import T
 from ds4export.ops._define import BOUNDARY, Case, OpDef, Tolerance
 
@@ -54,6 +63,7 @@ OP = OpDef(
     inputs={"q": BOUNDARY, "kv": BOUNDARY, "ring": BOUNDARY, **TAIL},
     outputs=OUTPUTS,
     aliases=ALIASES,
+    cache=RING,
     reference=reference,
     fake=fake,
     body=body,

@@ -24,8 +24,9 @@ from ds4export.ops._compress import (
     compress,
     fake,
 )
-from ds4export.ops._define import OpDef, Tolerance
+from ds4export.ops._define import CacheRows, OpDef, Tolerance
 from ds4export.ops._numerics import rounded_nope
+from ds4export.state import KV
 
 
 def reference(x: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
@@ -46,6 +47,7 @@ OP = OpDef(
     inputs=INPUTS,
     outputs=OUTPUTS,
     aliases=ALIASES,
+    cache={"cache": CacheRows(KV, "norm")},
     reference=reference,
     fake=fake,
     body=body,

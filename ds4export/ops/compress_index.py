@@ -24,8 +24,9 @@ from ds4export.ops._compress import (
     compress,
     fake,
 )
-from ds4export.ops._define import Case, OpDef, Tolerance
+from ds4export.ops._define import CacheRows, Case, OpDef, Tolerance
 from ds4export.ops._numerics import hadamard_fp4
+from ds4export.state import KEY
 
 
 def reference(x: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
@@ -49,6 +50,7 @@ OP = OpDef(
     inputs=INPUTS,
     outputs=OUTPUTS,
     aliases=ALIASES,
+    cache={"cache": CacheRows(KEY, "norm")},
     reference=reference,
     fake=fake,
     body=body,

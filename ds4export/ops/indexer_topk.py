@@ -19,10 +19,11 @@ from ds4export.ops._body import FLOAT, INT64, T
 from ds4export.ops._body_numerics import load, query_positions
 from ds4export.ops._body_numerics import rounded as body_rounded
 from ds4export.ops._cases import Gen
-from ds4export.ops._define import BOUNDARY, INTS, Case, OpDef, Tolerance
+from ds4export.ops._define import BOUNDARY, INTS, CacheRows, Case, OpDef, Tolerance
 from ds4export.ops._numerics import rounded
 from ds4export.ops._queries import in_query_blocks
 from ds4export.ops._ring import gather_pool
+from ds4export.state import KEY
 
 BLOCK_ELEMENTS = 1 << 23  # float32 scores that one block of queries may take: 32 MB
 
@@ -124,6 +125,7 @@ OP = OpDef(
         "num_new": INTS,
     },
     outputs={"chosen": INTS},
+    cache={"keys": CacheRows(KEY, "q")},
     reference=reference,
     fake=fake,
     body=body,
