@@ -106,7 +106,8 @@ def entry(op: OpDef) -> str:
     names = [*op.inputs, *op.outputs]
     index = {name: i for i, name in enumerate(names)}
     aliases = {out: index[source] for out, source in (op.aliases or {}).items()}
-    inputs = [f'{{"{n}", Type::{TYPES[k]}}}' for n, k in op.inputs.items()]
+    like = {name: f", {index[rows.like]}" for name, rows in op.cache.items()}
+    inputs = [f'{{"{n}", Type::{TYPES[k]}{like.get(n, "")}}}' for n, k in op.inputs.items()]
     outputs = [
         f'{{"{n}", Type::{TYPES[k]}, {aliases.get(n, -1)}, "{shape}"}}'
         for (n, k), shape in zip(op.outputs.items(), output_shapes(op), strict=True)

@@ -210,7 +210,7 @@ size_t workspace_bytes(Args const& args);
 }  // namespace kv_row
 
 namespace compress_csa {
-inline constexpr InputInfo INPUTS[] = {{"x", Type::BF16}, {"wkv", Type::BF16}, {"wgate", Type::BF16}, {"ape", Type::F32}, {"norm", Type::BF16}, {"freqs", Type::F32}, {"pending", Type::F32}, {"cache", Type::BF16}, {"slots", Type::INT64}, {"positions", Type::INT64}, {"num_new", Type::INT64}};
+inline constexpr InputInfo INPUTS[] = {{"x", Type::BF16}, {"wkv", Type::BF16}, {"wgate", Type::BF16}, {"ape", Type::F32}, {"norm", Type::BF16}, {"freqs", Type::F32}, {"pending", Type::F32}, {"cache", Type::BF16, 4}, {"slots", Type::INT64}, {"positions", Type::INT64}, {"num_new", Type::INT64}};
 inline constexpr OutputInfo OUTPUTS[] = {{"pending_out", Type::F32, 6, "pending.0 pending.1 pending.2"}, {"cache_out", Type::BF16, 7, "cache.0 cache.1 cache.2"}};
 inline constexpr AttributeInfo ATTRIBUTES[] = {{"eps", AttributeType::REAL}};
 inline constexpr OpInfo INFO = {"compress_csa", "1", INPUTS, OUTPUTS, ATTRIBUTES};
@@ -227,7 +227,7 @@ size_t workspace_bytes(Args const& args);
 }  // namespace compress_csa
 
 namespace compress_hca {
-inline constexpr InputInfo INPUTS[] = {{"x", Type::BF16}, {"wkv", Type::BF16}, {"wgate", Type::BF16}, {"ape", Type::F32}, {"norm", Type::BF16}, {"freqs", Type::F32}, {"pending", Type::F32}, {"cache", Type::BF16}, {"slots", Type::INT64}, {"positions", Type::INT64}, {"num_new", Type::INT64}};
+inline constexpr InputInfo INPUTS[] = {{"x", Type::BF16}, {"wkv", Type::BF16}, {"wgate", Type::BF16}, {"ape", Type::F32}, {"norm", Type::BF16}, {"freqs", Type::F32}, {"pending", Type::F32}, {"cache", Type::BF16, 4}, {"slots", Type::INT64}, {"positions", Type::INT64}, {"num_new", Type::INT64}};
 inline constexpr OutputInfo OUTPUTS[] = {{"pending_out", Type::F32, 6, "pending.0 pending.1 pending.2"}, {"cache_out", Type::BF16, 7, "cache.0 cache.1 cache.2"}};
 inline constexpr AttributeInfo ATTRIBUTES[] = {{"eps", AttributeType::REAL}};
 inline constexpr OpInfo INFO = {"compress_hca", "1", INPUTS, OUTPUTS, ATTRIBUTES};
@@ -244,7 +244,7 @@ size_t workspace_bytes(Args const& args);
 }  // namespace compress_hca
 
 namespace compress_index {
-inline constexpr InputInfo INPUTS[] = {{"x", Type::BF16}, {"wkv", Type::BF16}, {"wgate", Type::BF16}, {"ape", Type::F32}, {"norm", Type::BF16}, {"freqs", Type::F32}, {"pending", Type::F32}, {"cache", Type::BF16}, {"slots", Type::INT64}, {"positions", Type::INT64}, {"num_new", Type::INT64}};
+inline constexpr InputInfo INPUTS[] = {{"x", Type::BF16}, {"wkv", Type::BF16}, {"wgate", Type::BF16}, {"ape", Type::F32}, {"norm", Type::BF16}, {"freqs", Type::F32}, {"pending", Type::F32}, {"cache", Type::BF16, 4}, {"slots", Type::INT64}, {"positions", Type::INT64}, {"num_new", Type::INT64}};
 inline constexpr OutputInfo OUTPUTS[] = {{"pending_out", Type::F32, 6, "pending.0 pending.1 pending.2"}, {"cache_out", Type::BF16, 7, "cache.0 cache.1 cache.2"}};
 inline constexpr AttributeInfo ATTRIBUTES[] = {{"eps", AttributeType::REAL}, {"head_dim", AttributeType::INTEGER}};
 inline constexpr OpInfo INFO = {"compress_index", "1", INPUTS, OUTPUTS, ATTRIBUTES};
@@ -262,7 +262,7 @@ size_t workspace_bytes(Args const& args);
 }  // namespace compress_index
 
 namespace indexer_topk {
-inline constexpr InputInfo INPUTS[] = {{"q", Type::BF16}, {"weights", Type::BF16}, {"keys", Type::BF16}, {"slots", Type::INT64}, {"positions", Type::INT64}, {"num_new", Type::INT64}};
+inline constexpr InputInfo INPUTS[] = {{"q", Type::BF16}, {"weights", Type::BF16}, {"keys", Type::BF16, 0}, {"slots", Type::INT64}, {"positions", Type::INT64}, {"num_new", Type::INT64}};
 inline constexpr OutputInfo OUTPUTS[] = {{"chosen", Type::INT64, -1, "q.0 q.1 k"}};
 inline constexpr AttributeInfo ATTRIBUTES[] = {{"k", AttributeType::INTEGER}, {"ratio", AttributeType::INTEGER}};
 inline constexpr OpInfo INFO = {"indexer_topk", "1", INPUTS, OUTPUTS, ATTRIBUTES};
@@ -280,7 +280,7 @@ size_t workspace_bytes(Args const& args);
 }  // namespace indexer_topk
 
 namespace attention_window {
-inline constexpr InputInfo INPUTS[] = {{"q", Type::BF16}, {"kv", Type::BF16}, {"ring", Type::BF16}, {"sink", Type::F32}, {"freqs", Type::F32}, {"slots", Type::INT64}, {"positions", Type::INT64}, {"num_new", Type::INT64}};
+inline constexpr InputInfo INPUTS[] = {{"q", Type::BF16}, {"kv", Type::BF16}, {"ring", Type::BF16, 1}, {"sink", Type::F32}, {"freqs", Type::F32}, {"slots", Type::INT64}, {"positions", Type::INT64}, {"num_new", Type::INT64}};
 inline constexpr OutputInfo OUTPUTS[] = {{"o", Type::BF16, -1, "q.0 q.1 q.2*q.3"}, {"ring_out", Type::BF16, 2, "ring.0 ring.1 ring.2"}};
 inline constexpr AttributeInfo ATTRIBUTES[] = {{"window", AttributeType::INTEGER}};
 inline constexpr OpInfo INFO = {"attention_window", "1", INPUTS, OUTPUTS, ATTRIBUTES};
@@ -297,7 +297,7 @@ size_t workspace_bytes(Args const& args);
 }  // namespace attention_window
 
 namespace attention_csa {
-inline constexpr InputInfo INPUTS[] = {{"q", Type::BF16}, {"kv", Type::BF16}, {"ring", Type::BF16}, {"entries", Type::BF16}, {"chosen", Type::INT64}, {"sink", Type::F32}, {"freqs", Type::F32}, {"slots", Type::INT64}, {"positions", Type::INT64}, {"num_new", Type::INT64}};
+inline constexpr InputInfo INPUTS[] = {{"q", Type::BF16}, {"kv", Type::BF16}, {"ring", Type::BF16, 1}, {"entries", Type::BF16, 1}, {"chosen", Type::INT64}, {"sink", Type::F32}, {"freqs", Type::F32}, {"slots", Type::INT64}, {"positions", Type::INT64}, {"num_new", Type::INT64}};
 inline constexpr OutputInfo OUTPUTS[] = {{"o", Type::BF16, -1, "q.0 q.1 q.2*q.3"}, {"ring_out", Type::BF16, 2, "ring.0 ring.1 ring.2"}};
 inline constexpr AttributeInfo ATTRIBUTES[] = {{"window", AttributeType::INTEGER}};
 inline constexpr OpInfo INFO = {"attention_csa", "1", INPUTS, OUTPUTS, ATTRIBUTES};
@@ -314,7 +314,7 @@ size_t workspace_bytes(Args const& args);
 }  // namespace attention_csa
 
 namespace attention_hca {
-inline constexpr InputInfo INPUTS[] = {{"q", Type::BF16}, {"kv", Type::BF16}, {"ring", Type::BF16}, {"entries", Type::BF16}, {"sink", Type::F32}, {"freqs", Type::F32}, {"slots", Type::INT64}, {"positions", Type::INT64}, {"num_new", Type::INT64}};
+inline constexpr InputInfo INPUTS[] = {{"q", Type::BF16}, {"kv", Type::BF16}, {"ring", Type::BF16, 1}, {"entries", Type::BF16, 1}, {"sink", Type::F32}, {"freqs", Type::F32}, {"slots", Type::INT64}, {"positions", Type::INT64}, {"num_new", Type::INT64}};
 inline constexpr OutputInfo OUTPUTS[] = {{"o", Type::BF16, -1, "q.0 q.1 q.2*q.3"}, {"ring_out", Type::BF16, 2, "ring.0 ring.1 ring.2"}};
 inline constexpr AttributeInfo ATTRIBUTES[] = {{"window", AttributeType::INTEGER}, {"ratio", AttributeType::INTEGER}};
 inline constexpr OpInfo INFO = {"attention_hca", "1", INPUTS, OUTPUTS, ATTRIBUTES};

@@ -46,6 +46,16 @@ PluginFieldType field_type(AttributeType type) {
   return PluginFieldType::kUNKNOWN;
 }
 
+// The type that an input must have; of cache rows their width decides.
+DataType datatype(OpInfo const& op, size_t input, DynamicPluginTensorDesc const* tensors) {
+  InputInfo const& info = op.inputs[input];
+  auto const width = [&](size_t i) -> int64_t {
+    Dims const& dims = tensors[i].desc.dims;
+    return dims.nbDims > 0 ? dims.d[dims.nbDims - 1] : 0;
+  };
+  return datatype(info.row_like < 0 ? info.type : info.type_of_rows(width(input), width(static_cast<size_t>(info.row_like))));
+}
+
 Tensor tensor(Dims const& dims, void* data) {
   Tensor t;
   t.data = data;
@@ -158,14 +168,19 @@ bool Plugin::supportsFormatCombination(int32_t position, DynamicPluginTensorDesc
                                        int32_t num_outputs) noexcept {
   if (num_inputs != static_cast<int32_t>(op_.info->inputs.size()) || num_outputs != getNbOutputs()) return false;
   auto const at = static_cast<size_t>(position);
-  Type const type = position < num_inputs ? op_.info->inputs[at].type
-                                          : op_.info->outputs[at - op_.info->inputs.size()].type;
+  int const shared = position < num_inputs ? position : op_.info->outputs[at - op_.info->inputs.size()].alias;
+  DataType const type = shared < 0 ? datatype(op_.info->outputs[at - op_.info->inputs.size()].type)
+                                   : datatype(*op_.info, static_cast<size_t>(shared), tensors);
   PluginTensorDesc const& found = tensors[position].desc;
-  return found.format == PluginFormat::kLINEAR && found.type == datatype(type);
+  return found.format == PluginFormat::kLINEAR && found.type == type;
 }
 
-int32_t Plugin::getOutputDataTypes(DataType* out, int32_t num_outputs, DataType const*, int32_t) const noexcept {
-  for (int32_t i = 0; i < num_outputs; ++i) out[i] = datatype(op_.info->outputs[static_cast<size_t>(i)].type);
+int32_t Plugin::getOutputDataTypes(DataType* out, int32_t num_outputs, DataType const* in, int32_t) const noexcept {
+  for (int32_t i = 0; i < num_outputs; ++i) {
+    OutputInfo const& output = op_.info->outputs[static_cast<size_t>(i)];
+    bool const follows = output.alias >= 0 && op_.info->inputs[static_cast<size_t>(output.alias)].row_like >= 0;
+    out[i] = follows ? in[output.alias] : datatype(output.type);
+  }
   return 0;
 }
 
@@ -212,7 +227,9 @@ Status Plugin::carry_aliases(std::vector<Tensor> const& tensors, cudaStream_t st
     if (output.alias < 0) continue;
     Tensor const &from = tensors[static_cast<size_t>(output.alias)], &to = tensors[num_inputs + i];
     if (from.data == to.data || !from.size()) continue;
-    auto const num_bytes = static_cast<size_t>(from.size() * bytes_of(output.type));
+    InputInfo const& info = op_.info->inputs[static_cast<size_t>(output.alias)];
+    int64_t const width_like = info.row_like < 0 ? 0 : tensors[static_cast<size_t>(info.row_like)].last();
+    auto const num_bytes = static_cast<size_t>(from.size() * bytes_of(info.type_of_rows(from.last(), width_like)));
     cudaError_t const code = cudaMemcpyAsync(to.data, from.data, num_bytes, cudaMemcpyDeviceToDevice, stream);
     DS4_REQUIRE(code == cudaSuccess, "copy of `%s`: %s", output.name, cudaGetErrorString(code));
   }

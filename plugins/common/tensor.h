@@ -16,7 +16,8 @@ constexpr int64_t bytes_of(Type type) { return type == Type::INT8 ? 1 : type == 
 
 constexpr int MAX_RANK = 8;
 
-// Rows contiguous, last axis fastest. The element type is the one that the op table names.
+// Rows contiguous, last axis fastest. The element type is the one that the op table names; cache rows say by the length of
+// their last axis whether they are packed, and then it is INT8.
 struct Tensor {
   void* data = nullptr;
   int rank = 0;
