@@ -5,7 +5,8 @@
 numbers     every case of the op's table, run on the host from the library's own PTX, within the op's tolerance:
             plain in three orders of threads; under AddressSanitizer with UndefinedBehaviorSanitizer and under
             ThreadSanitizer in two
-resources   registers, stack, local memory on six architectures; `--write` renews docs/kernels/resources.md
+resources   registers, stack, local memory on six architectures; instructions that its PTX asks
+            for; `--write` renews docs/kernels/resources.md and instructions.md
 faults      planted faults of the op, each of which an instrument must catch
 """
 
@@ -25,12 +26,12 @@ from ds4export.ops import ALL_OPS
 from ds4export.ptxhost.build import Variant
 from ds4export.ptxhost.library import PtxFile, distinct_architectures, embedded_ptx
 from ds4export.ptxhost.toolchain import BUILD, REPOSITORY, Toolchain, find_toolchain
-from tests.plugins import check
+from tests.plugins import check, sass
 from tests.plugins.alone import alone
 from tests.plugins.faults import FAULTS, caught_by
 from tests.plugins.host import library_path, registered_ops
 
-TABLE = REPOSITORY / "docs/kernels/resources.md"
+TABLES = REPOSITORY / "docs/kernels"
 
 
 def main() -> None:
@@ -98,10 +99,7 @@ def run(arguments: argparse.Namespace) -> Iterator[Result]:
         sys.exit("error: no plugin library\n\nhint: make plugins")
     files = [] if arguments.alone else embedded_ptx(library, tools.cuobjdump)
     if not arguments.alone:
-        resources = check.resources(library, tools)
-        yield Result(check.check_resources(resources))
-        if arguments.write:
-            TABLE.write_text(check.table(resources, tools.nvcc_version), encoding="utf-8")
+        yield check_code(library, files, tools, write=arguments.write)
 
     def one(op: str) -> OpResult:
         if not arguments.alone:
@@ -118,6 +116,26 @@ def run(arguments: argparse.Namespace) -> Iterator[Result]:
         names = {name for kernels in distinct_architectures(files).values() for name in kernels}
         never = [f"{check.readable(name)} was never launched" for name in sorted(names - launched)]
         yield Result(never)
+
+
+def check_code(library: Path, files: Sequence[PtxFile], tools: Toolchain, *, write: bool) -> Result:
+    """What the compiler made of the kernels, on six architectures."""
+    start = time.monotonic()
+    resources, code = check.resources(library, tools), sass.machine_code(library, tools)
+    if write:
+        names = {r.kernel: check.readable(r.kernel) for r in resources}
+        for name, text in (
+            ("resources", check.table(resources, names, tools.nvcc_version)),
+            ("instructions", sass.table(code, names, tools.nvcc_version)),
+        ):
+            (TABLES / f"{name}.md").write_text(text, encoding="utf-8")
+    wrong = check.check_resources(resources) + sass.check_machine_code(code, files)
+    state = "failed" if wrong else "ok"
+    print(
+        f"{'machine code':<18} {state:<7} {len(code)} kernels  {time.monotonic() - start:.0f} s",
+        flush=True,
+    )
+    return Result(wrong)
 
 
 def check_op(

@@ -25,11 +25,14 @@ class PtxFile:
     module: Module
 
 
-def embedded_ptx(library: Path, cuobjdump: Path) -> list[PtxFile]:
-    """Everything that `cuobjdump --extract-ptx all` finds."""
+def embedded_ptx(library: Path, cuobjdump: Path, architecture: int | None = None) -> list[PtxFile]:
+    """Everything that cuobjdump finds, or what of it is for one architecture."""
+    wanted = (
+        f".sm_{architecture}.ptx" if architecture else "all"
+    )  # cuobjdump takes a part of the name
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(
-            [cuobjdump, "--extract-ptx", "all", library.resolve()],
+            [cuobjdump, "--extract-ptx", wanted, library.resolve()],
             cwd=folder,
             check=True,
             capture_output=True,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -160,9 +160,8 @@ def readable(kernel: str) -> str:
     return re.sub(r"\(int\)", "", re.sub(r"\(.*\)$", "", text.removeprefix("void ")))
 
 
-def table(found: Sequence[Resources], nvcc_version: str) -> str:
-    """docs/kernels/resources.md."""
-    names = {r.kernel: readable(r.kernel) for r in found}
+def table(found: Sequence[Resources], names: Mapping[str, str], nvcc_version: str) -> str:
+    """docs/kernels/resources.md; `names`: how a person reads a kernel's name."""
     head = " | ".join(f"sm_{a}" for a in ARCHITECTURES)
     rows = []
     for kernel in sorted(names, key=names.__getitem__):
