@@ -30,20 +30,23 @@
 #pragma once
 #include <cuda_runtime.h>
 
+#include "common/packed_rows.cuh"
 #include "common/tensor_core.cuh"
+#include "common/turn.cuh"
 #include "common/vector.cuh"
-#include "sparse_attention/turn.cuh"
 
 namespace ds4::sparse_attention {
 
 constexpr int THREADS = 256, WARPS = THREADS / LANES;
 constexpr int BLOCK = 64;  // keys between two updates of the running maximum
 constexpr int CHUNK = 16, CHUNKS_PER_BLOCK = BLOCK / CHUNK;
+constexpr int TEAM = THREADS / CHUNK;  // threads that bring a packed row
 constexpr int MMA_ROWS = 16, MMA_COLUMNS = 8, MMA_DEPTH = 16;
 
-template <int width, int heads, int chunks>
+template <int width, int heads, int chunks, bool packed = false>
 struct Config {
   static constexpr int WIDTH = width, HEADS = heads, CHUNKS = chunks;
+  static constexpr bool PACKED = packed;  // the rows of ring and entries
   static constexpr int PIECES = WIDTH / PIECE;
   static constexpr int GROUPS = HEADS / MMA_ROWS;                                // of 16 heads
   static constexpr int KEY_TILES = BLOCK / MMA_COLUMNS / (WARPS / GROUPS);       // a warp's share of S: 16 heads x 8·KEY_TILES
@@ -55,24 +58,44 @@ struct Config {
   static_assert(CHUNKS <= 2 * CHUNKS_PER_BLOCK, "the table of rows holds two list blocks");
 };
 
+// Where the row of a key is, or that there is none. Rows begin at multiples of 8 bytes: bit 0 says that this one is packed.
+class Row {
+ public:
+  Row() = default;
+  __device__ Row(void const* at, bool packed) : bits_(reinterpret_cast<uintptr_t>(at) | packed) {}
+  __device__ bool exists() const { return bits_ != 0; }
+  __device__ bool is_packed() const { return bits_ & 1; }
+  template <class T>
+  __device__ T const* as() const {
+    return reinterpret_cast<T const*>(bits_ & ~uintptr_t{1});
+  }
+
+ private:
+  uintptr_t bits_;
+};
+
 // The list of one query: where the row of each column is.
+template <class C>
 struct List {
-  bf16 const *kv, *ring, *entries;  // of this batch row and its slot
+  bf16 const* kv;                   // of this batch row
+  uint8_t const *ring, *entries;    // of its slot
   int64_t const* chosen;            // null: entries in their order
   int start, position, first;       // of the chunk, of the query, of column 0
-  int window, ring_length, num_entries, num_more, width;
+  int window, ring_length, num_entries, num_more;
+  int row_bytes, num_codes;         // of ring and entries
 
   __device__ int num_blocks() const { return (window + num_more + BLOCK - 1) / BLOCK; }
-  __device__ bf16 const* row(int column) const {
+  __device__ Row kept(uint8_t const* rows, int64_t index) const { return {rows + index * row_bytes, C::PACKED}; }
+  __device__ Row row(int column) const {
     if (column < window) {
       int const at = first + column;
-      if (at > position) return nullptr;
-      return at < start ? ring + int64_t{at % ring_length} * width : kv + int64_t{at - start} * width;
+      if (at > position) return {nullptr, false};
+      return at < start ? kept(ring, at % ring_length) : Row{kv + int64_t{at - start} * C::WIDTH, false};
     }
     column -= window;
-    if (column >= num_more) return nullptr;
+    if (column >= num_more) return {nullptr, false};
     int64_t const index = chosen ? chosen[column] : column;
-    return index < 0 || index >= num_entries ? nullptr : entries + index * width;
+    return index < 0 || index >= num_entries ? Row{nullptr, false} : kept(entries, index);
   }
 };
 
@@ -82,9 +105,9 @@ struct Shared {
   alignas(16) bf16 keys[C::CHUNKS * CHUNK * C::WIDTH];
   alignas(16) float logits[C::HEADS * C::LOGIT_STRIDE];  // after the last list block: cos and sin of the query's position
   alignas(16) bf16 p[C::HEADS * BLOCK];
-  bf16 const* rows[2][BLOCK];  // where a list block's keys are; null: none
+  Row rows[2][BLOCK];                                    // where a list block's keys are
   float fade[C::HEADS], top[C::HEADS], total[C::HEADS];
-  List list;  // here, not in registers: O takes up to 128 of a thread's 255
+  List<C> list;  // here, not in registers: O takes up to 128 of a thread's 255
 };
 
 // One instruction and a product; 2^-20 relative for the arguments that matter, where P keeps 2^-9.
@@ -139,15 +162,53 @@ struct Tile {
     int const block = number / CHUNKS_PER_BLOCK;
     if (block < num_blocks) {
       int const first_key = number % CHUNKS_PER_BLOCK * CHUNK;
+      if constexpr (C::PACKED) {
+        load_either(block, first_key + thread / TEAM);
+      } else {
 #pragma unroll 2
-      for (int i = thread; i < CHUNK * C::PIECES; i += THREADS) {
-        int const key = i / C::PIECES, piece = i % C::PIECES;
-        bf16 const* const from = s.rows[block % 2][first_key + key];
-        copy_piece(key_row(block, first_key + key) + swizzled(key, piece) * PIECE, from ? from + piece * PIECE : some_address,
-                   from != nullptr);
+        for (int i = thread; i < CHUNK * C::PIECES; i += THREADS) load_piece(block, first_key + i / C::PIECES, i % C::PIECES);
       }
     }
     commit_copies();
+  }
+  __device__ void load_piece(int block, int key, int piece) const {
+    Row const from = s.rows[block % 2][key];
+    copy_piece(key_row(block, key) + swizzled(key, piece) * PIECE, from.exists() ? from.template as<bf16>() + piece * PIECE : some_address,
+               from.exists());
+  }
+  // A team of threads brings a row: a packed one as it is, to where widen() makes bf16 of it.
+  __device__ void load_either(int block, int key) const {
+    Row const from = s.rows[block % 2][key];
+    int const member = thread % TEAM;
+    if (from.is_packed()) {
+      auto* const to = reinterpret_cast<uint8_t*>(key_row(block, key));
+#pragma unroll 2
+      for (int at = member * 8; at < s.list.row_bytes; at += TEAM * 8) copy_bytes<8>(to + at, from.template as<uint8_t>() + at, true);
+    } else {
+#pragma unroll 2
+      for (int piece = member; piece < C::PIECES; piece += TEAM) load_piece(block, key, piece);
+    }
+  }
+
+  // The packed rows of a list block become bf16 where they lie: the lanes of a warp have read a row before they write it.
+  __device__ void widen(int block) const {
+    constexpr int KEYS = BLOCK / WARPS, PER_LANE = (C::PIECES + LANES - 1) / LANES;
+    PackedKv const shape{C::WIDTH, s.list.num_codes};
+#pragma unroll 1
+    for (int key = warp * KEYS; key < (warp + 1) * KEYS; ++key) {
+      if (!s.rows[block % 2][key].is_packed()) continue;
+      bf16* const row = key_row(block, key);
+      uint4 piece[PER_LANE];
+#pragma unroll
+      for (int i = 0; i < PER_LANE; ++i) {
+        if (int const at = lane + i * LANES; at < C::PIECES) piece[i] = shape.piece(reinterpret_cast<uint8_t const*>(row), at * PIECE);
+      }
+      __syncwarp();
+#pragma unroll
+      for (int i = 0; i < PER_LANE; ++i) {
+        if (int const at = lane + i * LANES; at < C::PIECES) *reinterpret_cast<uint4*>(row + swizzled(key, at) * PIECE) = piece[i];
+      }
+    }
   }
 
   // logits = einsum("thd,tld->thl", q, keys) * d**-0.5
@@ -174,8 +235,8 @@ struct Tile {
     // logits = where(valid, logits, -inf), here and not in softmax(): a lane's own condition must not fork its shuffles
 #pragma unroll
     for (int tile = 0; tile < C::KEY_TILES; ++tile) {
-      bf16 const* const* const rows = s.rows[block % 2] + key + tile * MMA_COLUMNS + column;
-      bool const exists[2] = {rows[0] != nullptr, rows[1] != nullptr};
+      Row const* const rows = s.rows[block % 2] + key + tile * MMA_COLUMNS + column;
+      bool const exists[2] = {rows[0].exists(), rows[1].exists()};
 #pragma unroll
       for (int i = 0; i < 4; i += 2) {
         float x = sum[0][tile][i], y = sum[0][tile][i + 1];
@@ -247,7 +308,7 @@ struct Tile {
     }
   }
 
-  __device__ void attend(List const& list, int first_block, int num_blocks) {
+  __device__ void attend(List<C> const& list, int first_block, int num_blocks) {
     if (thread == 0) s.list = list;
     __syncthreads();
     auto const scale = static_cast<float>(1 / sqrt(static_cast<double>(C::WIDTH)));
@@ -258,9 +319,13 @@ struct Tile {
 #pragma unroll 1
     for (int block = 0; block < num_blocks; ++block) {
       // this thread's part of the table, two blocks ahead: its load is in flight while the products run
-      bf16 const* const next = thread < BLOCK ? s.list.row((first_block + block + 2) * BLOCK + thread) : nullptr;
+      Row const next = thread < BLOCK ? s.list.row((first_block + block + 2) * BLOCK + thread) : Row{nullptr, false};
       wait_copies<C::CHUNKS - CHUNKS_PER_BLOCK>();
       __syncthreads();  // the queries and this block's keys are here
+      if constexpr (C::PACKED) {
+        widen(block);
+        __syncthreads();  // all keys are bf16
+      }
       multiply_keys(block, scale);
       __syncthreads();  // S is written; this block's table is read
       softmax();
@@ -298,7 +363,7 @@ struct Tile {
 // Grid: (query, tile of heads) x split. `values` and `stats` are of all splits, [query, split, H, ...]; null: one split.
 template <class C>
 __global__ void __launch_bounds__(THREADS, 1)
-    attend(bf16 const* q, bf16 const* kv, bf16 const* ring, bf16 const* entries, int64_t const* chosen, float const* sink,
+    attend(bf16 const* q, bf16 const* kv, uint8_t const* ring, uint8_t const* entries, int64_t const* chosen, float const* sink,
            float const* freqs, int64_t const* slots, int64_t const* positions, int64_t const* num_new, bf16* o, float* values,
            Stat* stats, int num_tokens, int num_heads, int num_freqs, int window, int num_ring_rows, int num_entry_rows,
            int num_chosen, int ratio) {
@@ -317,12 +382,13 @@ __global__ void __launch_bounds__(THREADS, 1)
   }
   int64_t const slot = slots[b];
   int const num_more = !entries ? 0 : chosen ? num_chosen : min((position + 1) / ratio, num_entry_rows - 1);
-  List const list{kv + b * num_tokens * C::WIDTH,
-                  ring + slot * num_ring_rows * C::WIDTH,
-                  entries + (entries ? slot * num_entry_rows * C::WIDTH : 0),
-                  chosen ? chosen + query * num_chosen : nullptr,
-                  start, position, max(position - window + 1, 0),
-                  window, num_ring_rows - 1, num_entry_rows - 1, num_more, C::WIDTH};
+  int const row_bytes = C::PACKED ? packed_kv_bytes(C::WIDTH, 2 * num_freqs) : static_cast<int>(C::WIDTH * sizeof(bf16));
+  List<C> const list{kv + b * num_tokens * C::WIDTH,
+                     ring + slot * num_ring_rows * row_bytes,
+                     entries + (entries ? slot * num_entry_rows * row_bytes : 0),
+                     chosen ? chosen + query * num_chosen : nullptr,
+                     start, position, max(position - window + 1, 0),
+                     window, num_ring_rows - 1, num_entry_rows - 1, num_more, row_bytes, C::WIDTH - 2 * num_freqs};
   int64_t const blocks = list.num_blocks(), split = blockIdx.y, num_splits = gridDim.y;
   int const first_block = static_cast<int>(blocks * split / num_splits);
   int const num_blocks = static_cast<int>(blocks * (split + 1) / num_splits) - first_block;
