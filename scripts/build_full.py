@@ -49,7 +49,8 @@ def line(name: str, library: Path, targets: tuple[str, ...]) -> str:
     full = build_full_depth(config, library, open_flavour(RTX), targets, Reporter())
     plans = "  ".join(
         f"{graph}: {sum(p.nodes.values()):,} plugins in {p.plugin_records:,} records, "
-        f"{p.num_inputs:,} inputs, plan {format_bytes(len(p.content))}, {p.seconds:.1f} s"
+        f"{p.num_inputs:,} inputs, plan {format_bytes(len(p.content))}, "
+        f"{format_bytes(len(p.packed))} stored, {p.seconds:.1f} s"
         for graph, p in full.plans.items()
     )
     return (

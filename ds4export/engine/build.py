@@ -17,6 +17,7 @@ from ds4export.artefact.reader import MANIFEST, Artefact, open_artefact_folder
 from ds4export.artefact.writer import refuse_existing, staged_folder, write_file
 from ds4export.engine.manifest import EngineGraph, EngineManifest, SourceArtefact
 from ds4export.engine.plan import BuiltPlan, PlanBuilder, lower, read_graph
+from ds4export.engine.plan_file import SUFFIX
 from ds4export.engine.plugins import PluginLibrary, check_ops, find_library, identify, loaded
 from ds4export.engine.profile import Shapes, Sizes, profiles_of, sizes_of_artefact, state_bytes
 from ds4export.engine.recipe import check_recipe_fits, load_recipe
@@ -137,7 +138,8 @@ def plan_facts(plans: Mapping[str, BuiltPlan]) -> list[str]:
     """One fact a plan, for the stage line."""
     return [
         f"{name}: {format_count(sum(p.nodes.values()), 'plugin')} in {p.plugin_records} records, "
-        f"{p.num_inputs:,} inputs, plan {format_bytes(len(p.content))}"
+        f"{p.num_inputs:,} inputs, plan {format_bytes(len(p.content))}, "
+        f"{format_bytes(len(p.packed))} stored, {p.seconds:.1f} s"
         for name, p in plans.items()
     ]
 
@@ -155,14 +157,15 @@ def _write(
     for name, plan in plans.items():
         text = "".join(f"{layer}\n" for layer in plan.layers).encode()
         graph = EngineGraph(
-            f"{name}.plan",
+            f"{name}{SUFFIX}",
+            len(plan.content),
             f"{name}.layers.txt",
             job.manifest.graphs[name],
             plan.nodes,
             plan.plugin_records,
             job.profiles(name),
         )
-        files[graph.plan] = write_file(folder / graph.plan, plan.content)
+        files[graph.plan] = write_file(folder / graph.plan, plan.packed)
         files[graph.layers_file] = write_file(folder / graph.layers_file, text)
         graphs[name] = graph
     manifest = EngineManifest(

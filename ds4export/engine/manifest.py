@@ -15,12 +15,13 @@ from typing import Any
 from ds4export.artefact.manifest import OP_VERSIONS, FileInfo, GraphInfo
 from ds4export.config.strict_json import short
 from ds4export.engine.decode import decode
+from ds4export.engine.plan_file import MAX_PLAN_BYTES
 from ds4export.engine.plugins import KINDS, PluginLibrary
 from ds4export.engine.profile import Shapes
 from ds4export.engine.tensorrt import ENTERPRISE, RTX
 from ds4export.errors import ArtefactError
 
-FORMAT, VERSION, SEAL = "ds4export-engine", 1, "hash"
+FORMAT, VERSION, SEAL = "ds4export-engine", 2, "hash"
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,13 @@ class SourceArtefact:
 
 @dataclass(frozen=True)
 class EngineGraph:
-    """One plan. `nodes`: how many plugins of each op; `layers_file` names every layer, `<op> <path>` a line."""
+    """One plan. `nodes`: how many plugins of each op; `layers_file` names every plugin's layer, a path a line.
+
+    `plan` is the name of its file, which is compressed; `plan_bytes` is what TensorRT gets.
+    """
 
     plan: str
+    plan_bytes: int
     layers_file: str
     tensors: GraphInfo
     nodes: Mapping[str, int]
@@ -152,6 +157,10 @@ def _contradictions(m: EngineManifest) -> list[tuple[str, Any, str]]:
         checks.append((not unknown, f"`{name}` has ops without a version", unknown, "versions"))
         fits = f"`{name}` has a profile that fits no step"
         checks.append((_ordered(graph), fits, name, "min <= opt <= max"))
+        checks.append(
+            (0 < graph.plan_bytes <= MAX_PLAN_BYTES, f"`{name}` has a plan of an impossible size",
+             graph.plan_bytes, f"1 to {MAX_PLAN_BYTES} bytes")
+        )  # fmt: skip
     return [(what, found, expected) for holds, what, found, expected in checks if not holds]
 
 

@@ -12,12 +12,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
+from ds4export.engine.plan_file import pack_plan
 from ds4export.engine.profile import Shapes
 from ds4export.engine.tensorrt import RTX, Flavour
 from ds4export.errors import ExportError
@@ -39,6 +40,11 @@ class BuiltPlan:
     plugin_records: int
     num_inputs: int
     seconds: float
+
+    @cached_property
+    def packed(self) -> bytes:
+        """The plan as its file holds it."""
+        return pack_plan(self.content)
 
 
 class Messages:

@@ -11,13 +11,13 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from ds4export.artefact.manifest import FileInfo
 from ds4export.artefact.reader import MANIFEST, MAX_MANIFEST_BYTES
 from ds4export.config.strict_json import parse_json, read_regular_file
 from ds4export.engine.manifest import FORMAT, EngineManifest, engine_manifest_from_json
+from ds4export.engine.plan_file import MAX_PLAN_BYTES, unpack_plan
 from ds4export.engine.plugins import DOES_NOTHING, check_identity, identify
 from ds4export.errors import ArtefactError, ToolchainError
-
-MAX_PLAN_BYTES = 4 << 30
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,15 @@ class Engine:
     path: Path
     manifest: EngineManifest
 
-    def plan_path(self, graph: str) -> Path:
-        return self.path / self.manifest.graphs[graph].plan
+    def read_plan(self, graph: str) -> bytes:
+        """What TensorRT deserialises; the very bytes whose hash was compared, read once.
+
+        Raises:
+            ArtefactError: the file is not the one that was built.
+        """
+        name, plan_bytes = self.manifest.graphs[graph].plan, self.manifest.graphs[graph].plan_bytes
+        stored = _checked(self.path / name, self.manifest.files[name])
+        return unpack_plan(stored, plan_bytes, self.path / name)
 
 
 def is_engine(path: Path) -> bool:
@@ -58,21 +65,26 @@ def open_engine(path: Path) -> Engine:
     raw = parse_json(content, str(place), ArtefactError)
     manifest = engine_manifest_from_json(raw, str(place))
     for name, info in manifest.files.items():
-        _check_file(path / name, info.nbytes, info.sha256)
-    return Engine(path, manifest)
+        _checked(path / name, info)
+    engine = Engine(path, manifest)
+    for graph in manifest.graphs:
+        engine.read_plan(graph)
+    return engine
 
 
-def _check_file(path: Path, nbytes: int, sha256: str) -> None:
+def _checked(path: Path, info: FileInfo) -> bytes:
+    """The content of a file, if it is the one that was built."""
     content = read_regular_file(path, MAX_PLAN_BYTES, ArtefactError)
     found = hashlib.sha256(content).hexdigest()
-    if (len(content), found) != (nbytes, sha256):
+    if (len(content), found) != (info.nbytes, info.sha256):
         raise ArtefactError(
             f"`{path.name}` is not the file that was built",
             where=path,
             found=f"{len(content)} bytes, sha256 {found[:16]}…",
-            expected=f"{nbytes} bytes, sha256 {sha256[:16]}…",
+            expected=f"{info.nbytes} bytes, sha256 {info.sha256[:16]}…",
             hint="copy the engine again, or build it again",
         )
+    return content
 
 
 def check_library(engine: Engine, library: Path) -> None:

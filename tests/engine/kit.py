@@ -27,6 +27,7 @@ from ds4export.report import Reporter
 from tests.kit.artefacts import exported
 
 LIBRARY = PluginLibrary("libds4plugins_trt10.so", "ab" * 32, 1000, KERNELS)
+PLAN = b"a plan" * 50  # of engine folders that no TensorRT has made
 RTX_MISSING = "TensorRT for RTX is not installed: pip install 'ds4export[tensorrt-rtx]'"
 
 
@@ -95,7 +96,7 @@ def made_up(folder: Path, library: PluginLibrary = LIBRARY) -> EngineManifest:
             nodes[node.op_type] = nodes.get(node.op_type, 0) + 1
         layers = tuple(n.name or "" for n in model.graph)
         records = len(layers) * len(sizes.steps)
-        plans[name] = BuiltPlan(b"a plan" * 50, nodes, layers, records, len(model.graph.inputs), 0)
+        plans[name] = BuiltPlan(PLAN, nodes, layers, records, len(model.graph.inputs), 0)
     return stage._write(folder, job, Flavour(RTX, "1.7.1.116", None), plans)
 
 

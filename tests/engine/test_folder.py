@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 from hashlib import sha256
 from pathlib import Path
 from random import Random
@@ -11,11 +12,13 @@ from random import Random
 import pytest
 
 from ds4export.artefact import open_artefact_folder
+from ds4export.engine.plan_file import pack_plan
 from ds4export.engine.plugins import DOES_NOTHING
 from ds4export.engine.reader import check_library, check_machine, is_engine, open_engine
 from ds4export.errors import ArtefactError, Ds4Error, ToolchainError
 from tests.engine.kit import (
     LIBRARY,
+    PLAN,
     copy_of_engine,
     folder_without_tensorrt,
     made_up,
@@ -49,19 +52,19 @@ def put_pipe(path):
 
 # name -> what is done to a sound folder; all of them have to be refused
 FILES = {
-    "plan_gone": lambda f: (f / "main.plan").unlink(),
-    "plan_empty": lambda f: (f / "main.plan").write_bytes(b""),
-    "plan_truncated": lambda f: os.truncate(f / "main.plan", 100),
-    "plan_longer": lambda f: (f / "main.plan").write_bytes((f / "main.plan").read_bytes() + b"x"),
-    "plan_bit": lambda f: (f / "main.plan").write_bytes(b"A" + (f / "main.plan").read_bytes()[1:]),
-    "plan_folder": lambda f: ((f / "main.plan").unlink(), (f / "main.plan").mkdir()),
-    "plan_pipe": lambda f: put_pipe(f / "main.plan"),
-    "plan_link_to_nothing": lambda f: ((f / "main.plan").unlink(), (f / "main.plan").symlink_to("no")),
+    "plan_gone": lambda f: (f / "main.plan.z").unlink(),
+    "plan_empty": lambda f: (f / "main.plan.z").write_bytes(b""),
+    "plan_truncated": lambda f: os.truncate(f / "main.plan.z", 100),
+    "plan_longer": lambda f: (f / "main.plan.z").write_bytes((f / "main.plan.z").read_bytes() + b"x"),
+    "plan_bit": lambda f: (f / "main.plan.z").write_bytes(b"A" + (f / "main.plan.z").read_bytes()[1:]),
+    "plan_folder": lambda f: ((f / "main.plan.z").unlink(), (f / "main.plan.z").mkdir()),
+    "plan_pipe": lambda f: put_pipe(f / "main.plan.z"),
+    "plan_link_to_nothing": lambda f: ((f / "main.plan.z").unlink(), (f / "main.plan.z").symlink_to("no")),
     "layers_gone": lambda f: (f / "main.layers.txt").unlink(),
     "layers_edited": lambda f: (f / "main.layers.txt").write_text("layers.0/attn\n"),
     "files_swapped": lambda f: (
-        (f / "main.plan").rename(f / "x"),
-        (f / "main.layers.txt").rename(f / "main.plan"),
+        (f / "main.plan.z").rename(f / "x"),
+        (f / "main.layers.txt").rename(f / "main.plan.z"),
         (f / "x").rename(f / "main.layers.txt"),
     ),
     "manifest_gone": lambda f: (f / MANIFEST).unlink(),
@@ -74,7 +77,7 @@ FILES = {
 }  # fmt: skip
 EDITS = {
     "format": lambda raw: raw.update(format="ds4export-artefact"),
-    "version": lambda raw: raw.update(version=2),
+    "version": lambda raw: raw.update(version=1),
     "version_true": lambda raw: raw.update(version=True),
     "flavour": lambda raw: raw.update(flavour="tensorflow"),
     "no_targets": lambda raw: raw.update(targets=[]),
@@ -93,12 +96,15 @@ EDITS = {
     "profile_rank": lambda raw: graph(raw)["profiles"]["decode"].update(ids=[[1], [1], [4]]),
     "profile_unknown": lambda raw: graph(raw)["profiles"]["decode"].update(x=[[1], [1], [4]]),
     "profile_negative": lambda raw: graph(raw)["profiles"]["decode"].update(ids=[[-1, 1], [1, 1], [4, 1]]),
-    "plan_elsewhere": lambda raw: graph(raw).update(plan="../main.plan"),
+    "plan_elsewhere": lambda raw: graph(raw).update(plan="../main.plan.z"),
     "plan_unlisted": lambda raw: graph(raw).update(plan="other.plan"),
     "file_extra": lambda raw: raw["files"].update(x={"nbytes": 1, "sha256": "0"}),
-    "file_elsewhere": lambda raw: raw["files"].update({"/etc/passwd": raw["files"]["main.plan"]}),
-    "file_size": lambda raw: raw["files"]["main.plan"].update(nbytes=1),
-    "file_hash": lambda raw: raw["files"]["main.plan"].update(sha256="0" * 64),
+    "file_elsewhere": lambda raw: raw["files"].update({"/etc/passwd": raw["files"]["main.plan.z"]}),
+    "plan_size": lambda raw: graph(raw).update(plan_bytes=graph(raw)["plan_bytes"] - 1),
+    "plan_size_zero": lambda raw: graph(raw).update(plan_bytes=0),
+    "plan_size_impossible": lambda raw: graph(raw).update(plan_bytes=1 << 40),
+    "file_size": lambda raw: raw["files"]["main.plan.z"].update(nbytes=1),
+    "file_hash": lambda raw: raw["files"]["main.plan.z"].update(sha256="0" * 64),
     "graph_gone": lambda raw: raw["graphs"].pop("main"),
     "graph_other": lambda raw: raw["graphs"].update(draft=raw["graphs"]["main"]),
     "context_text": lambda raw: raw.update(max_context="8192"),
@@ -123,7 +129,7 @@ def refusal(folder) -> Ds4Error:
 
 def test_a_sound_folder_opens(folder):
     assert is_engine(folder)
-    assert open_engine(folder).plan_path("main").is_file()
+    assert open_engine(folder).read_plan("main") == PLAN
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -142,6 +148,33 @@ def test_edited_manifests(folder, name, seal):
     assert refusal(folder).expected
 
 
+# a plan's file whose hash is right, since somebody has made it so, and which is still no plan of this size
+PACKED = {
+    "not_compressed": PLAN,
+    "of_another_size": pack_plan(PLAN + b"x"),
+    "shorter": pack_plan(PLAN[:-1]),
+    "cut": pack_plan(PLAN)[:-5],
+    "checksum": pack_plan(PLAN)[:-1] + b"?",
+    "something_behind": pack_plan(PLAN) + b"more",
+    "two": pack_plan(PLAN) * 2,
+    "empty": b"",
+    "a_bomb": pack_plan(bytes(100 << 20)),
+}
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_plans_that_do_not_unpack(folder, name):
+    content = PACKED[name]
+    (folder / "main.plan.z").write_bytes(content)
+    info = {"nbytes": len(content), "sha256": sha256(content).hexdigest()}
+    edit(folder, lambda raw: raw["files"].update({"main.plan.z": info}))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    error = refusal(folder)
+    assert "does not hold the plan" in error.what
+    assert f"{len(PLAN)} bytes" in error.expected
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # kB
+
+
 @pytest.mark.parametrize("number", range(40))
 def test_damaged_bytes_of_the_manifest(folder, number):
     before = (folder / MANIFEST).read_bytes()
@@ -153,9 +186,15 @@ def test_damaged_bytes_of_the_manifest(folder, number):
         refusal(folder)
 
 
+def without_doubles(pairs):
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("a key appears twice")
+    return dict(pairs)
+
+
 def json_or_none(content):
     try:
-        raw = json.loads(content)
+        raw = json.loads(content, object_pairs_hook=without_doubles)
     except (ValueError, RecursionError):
         return None
     if isinstance(raw, dict):
@@ -218,3 +257,12 @@ def test_the_manifest_names_a_library_that_does_nothing():
     target.mkdir(exist_ok=True)
     made_up(target, replace_kind(LIBRARY, DOES_NOTHING))
     assert open_engine(target).manifest.plugins.kind == DOES_NOTHING
+
+
+def test_a_plan_that_changed_after_opening_is_not_handed_on(folder):
+    engine = open_engine(folder)
+    (folder / "main.plan.z").write_bytes(pack_plan(PLAN.upper()))
+    with pytest.raises(ArtefactError, match="not the file that was built") as caught:
+        engine.read_plan("main")
+    assert "sha256" in caught.value.found
+    assert "sha256" in caught.value.expected

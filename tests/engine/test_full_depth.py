@@ -21,4 +21,8 @@ def test_builds_within_a_minute(config, nodes):
     assert main.plugin_records == 2 * nodes  # decode and prefill
     assert main.nodes["moe"] == config.num_hidden_layers
     assert main.seconds < 60
-    print(f"{len(main.content):,} bytes, {main.num_inputs:,} inputs, {main.seconds:.1f} s")
+    assert len(main.packed) < 5_000_000
+    assert main.num_inputs < 4_000
+    print(
+        f"{len(main.content):,} bytes, {len(main.packed):,} stored, {main.num_inputs:,} inputs, {main.seconds:.1f} s"
+    )

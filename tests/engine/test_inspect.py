@@ -54,10 +54,10 @@ def test_an_engine_whose_plugins_do_nothing_is_for_nothing(tmp_path):
 
 def test_inspect_refuses_a_damaged_engine(tmp_path):
     folder = copy_of_engine(folder_without_tensorrt(), tmp_path / "e")
-    (folder / "main.plan").unlink()
+    (folder / "main.plan.z").unlink()
     done = invoke("inspect", folder)
     assert done.exit_code == 1
-    assert "error: `main.plan` does not exist" in done.stderr
+    assert "error: `main.plan.z` does not exist" in done.stderr
 
 
 def test_build_with_a_recipe_then_inspect(tmp_path):
