@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import os
+import shutil
 import struct
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,9 +21,10 @@ from ds4export.engine.plugins import (
     identify,
     loaded,
 )
+from ds4export.engine.reader import check_library, open_engine
 from ds4export.engine.tensorrt import RTX, open_flavour
 from ds4export.errors import RuntimeInputError, ToolchainError
-from tests.engine.kit import LIBRARY, RTX_MISSING, shells
+from tests.engine.kit import LIBRARY, RTX_MISSING, folder_without_tensorrt, shells
 
 
 def some_library() -> bytes:
@@ -126,6 +129,69 @@ def test_a_file_that_changed_is_not_loaded(tmp_path, monkeypatch):
     monkeypatch.setattr("ctypes.CDLL", lambda _: pytest.fail("loaded before its hash was checked"))
     with pytest.raises(ToolchainError), loaded(path, identity, None):
         pass
+
+
+def witness(folder: Path, mark: str) -> tuple[Path, Path]:
+    """A library whose constructor makes a file, and that file: it is there if and only if the library was loaded."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if not compiler:
+        pytest.skip("there is no C compiler")
+    told, library = folder / f"loaded-{mark}", folder / f"libds4plugins_{mark}.so"
+    source = (
+        "#include <fcntl.h>\n"
+        f'__attribute__((constructor)) static void run(void) {{ open("{told}", O_CREAT, 0600); }}\n'
+        f'char const* mark(void) {{ return "{mark}"; }}\n'
+    )
+    (folder / "witness.c").write_text(source)
+    command = [compiler, "-shared", "-fPIC", str(folder / "witness.c"), "-o", str(library)]
+    subprocess.run(command, check=True)
+    return library, told
+
+
+def test_nothing_is_loaded_before_its_hash_is_compared(tmp_path):
+    """The constructor of a library runs when it is loaded, before any function of it could be called."""
+    library, told = witness(tmp_path, "first")
+    other, _ = witness(tmp_path, "other")
+    expected = identify(other)
+    with pytest.raises(ToolchainError) as caught, loaded(library, expected, None):
+        pass
+    assert "not the one this engine" in caught.value.what
+    assert caught.value.found == str(identify(library))
+    assert caught.value.expected == str(expected)
+    assert not told.exists()
+
+
+def test_the_witness_sees_a_library_that_is_loaded(tmp_path):
+    """Without this, the test above could not fail."""
+    pytest.importorskip("tensorrt_rtx", reason=RTX_MISSING)
+    library, told = witness(tmp_path, "loaded")
+    trt = open_flavour(RTX).module
+    with pytest.raises(ToolchainError, match="not take"), loaded(library, identify(library), trt):
+        pass
+    assert told.exists()
+
+
+def test_an_engine_compares_the_library_before_it_is_loaded(tmp_path):
+    library, told = witness(tmp_path, "engine")
+    with pytest.raises(ToolchainError, match="not the one this engine") as caught:
+        check_library(open_engine(folder_without_tensorrt()), library)
+    assert caught.value.expected == str(LIBRARY)
+    assert not told.exists()
+
+
+def test_a_library_that_cannot_be_loaded_says_why(tmp_path):
+    """A library that needs another, which this machine lacks: cut out of one that would have been whole."""
+    pytest.importorskip("tensorrt_rtx", reason=RTX_MISSING)
+    needed, _ = witness(tmp_path, "needed")
+    library = tmp_path / "libds4plugins_needy.so"
+    command = ["cc", "-shared", "-fPIC", "-x", "c", "/dev/null", "-x", "none", "-Wl,--no-as-needed"]
+    subprocess.run([*command, str(needed), "-o", str(library)], check=True)
+    needed.unlink()
+    trt = open_flavour(RTX).module
+    with pytest.raises(ToolchainError) as caught, loaded(library, identify(library), trt):
+        pass
+    assert "cannot be loaded" in caught.value.what
+    assert "libds4plugins_needed.so" in caught.value.found
 
 
 @pytest.mark.parametrize("target", ["cuda", "", "TensorRT"])
