@@ -22,6 +22,7 @@
 // Limits    (d, most H) = (32, 16), (128, 16), (128, 64); 1 <= k <= 1024; positions below 2^31
 // Measured  not run on a GPU; every case run on the host from its PTX
 #pragma once
+#include "common/packed_rows.cuh"
 #include "common/tensor_core.cuh"
 #include "common/vector.cuh"
 
@@ -184,9 +185,11 @@ __device__ inline void write_candidates(Selection const& s, Candidate* candidate
   if (threadIdx.x == 0) *count = s.size;
 }
 
-template <int width, int heads>
+template <int width, int heads, bool packed = false>
 struct Config {
   static constexpr int WIDTH = width, HEADS = heads, PIECES = WIDTH / PIECE;
+  static constexpr bool PACKED = packed;  // the keys
+  static constexpr int ROW_BYTES = PACKED ? packed_key_bytes(WIDTH) : WIDTH * static_cast<int>(sizeof(bf16));
   static constexpr int HEADS_AT_ONCE = HEADS < 32 ? HEADS : 32;  // registers: two blocks shall share a multiprocessor
   static constexpr int HEAD_TILES = HEADS_AT_ONCE / MMA_COLUMNS;
   static_assert(WIDTH % 32 == 0 && HEADS % HEADS_AT_ONCE == 0);
@@ -212,14 +215,42 @@ __device__ inline int at_piece(int row, int piece) {
   }
 }
 
-// Keys [first, first + TILE) of those below `num_keys` into a stage, zeros beyond. One group.
+// Keys [first, first + TILE) of those below `num_keys` into a stage, zeros beyond; packed ones as they are, each to where
+// widen_keys() makes bf16 of it. One group.
 template <class C>
-__device__ inline void load_keys(bf16* stage, bf16 const* keys, int64_t first, int num_keys) {
-  for (int i = static_cast<int>(threadIdx.x); i < TILE * C::PIECES; i += THREADS) {
-    int const row = i / C::PIECES, piece = i % C::PIECES;
+__device__ inline void load_keys(bf16* stage, uint8_t const* keys, int64_t first, int num_keys) {
+  constexpr int WORD = 4, COPIES = C::PACKED ? C::ROW_BYTES / WORD : C::PIECES;
+  for (int i = static_cast<int>(threadIdx.x); i < TILE * COPIES; i += THREADS) {
+    int const row = i / COPIES, part = i % COPIES;
     bool const exists = first + row < num_keys;
-    copy_piece(stage + at_piece<C::WIDTH>(row, piece), keys + (exists ? (first + row) * C::WIDTH : 0) + piece * PIECE, exists);
+    uint8_t const* const from = keys + (exists ? (first + row) * C::ROW_BYTES : 0);
+    if constexpr (C::PACKED) {
+      copy_bytes<WORD>(reinterpret_cast<uint8_t*>(stage + row * C::WIDTH) + part * WORD, from + part * WORD, exists);
+    } else {
+      copy_piece(stage + at_piece<C::WIDTH>(row, part), from + part * PIECE * sizeof(bf16), exists);
+    }
   }
+}
+
+// This warp's packed keys become bf16 where they lie: its lanes have read a row before they write it.
+template <class C>
+__device__ inline void widen_keys(bf16* stage) {
+  constexpr int ROWS_AT_ONCE = LANES / C::PIECES, STEPS = MMA_ROWS / ROWS_AT_ONCE;
+  int const lane = static_cast<int>(threadIdx.x) % LANES, warp = static_cast<int>(threadIdx.x) / LANES;
+  int const first = warp * MMA_ROWS + lane / C::PIECES, piece = lane % C::PIECES;
+  uint32_t codes[STEPS], scales[STEPS];
+#pragma unroll
+  for (int i = 0; i < STEPS; ++i) {
+    auto const* const row = reinterpret_cast<uint8_t const*>(stage + (first + i * ROWS_AT_ONCE) * C::WIDTH);
+    codes[i] = reinterpret_cast<uint32_t const*>(row)[piece];
+    scales[i] = row[C::WIDTH / 2 + piece * PIECE / KEY_SCALE_BLOCK];
+  }
+  __syncwarp();
+#pragma unroll
+  for (int i = 0; i < STEPS; ++i) {
+    *reinterpret_cast<uint4*>(stage + at_piece<C::WIDTH>(first + i * ROWS_AT_ONCE, piece)) = widened_e2m1(codes[i], scales[i]);
+  }
+  __syncwarp();
 }
 
 // dots = rounded(einsum("hd,jd->hj", q, keys)).relu();  rounded(rounded(dots * w).sum(0)) of this warp's 16 keys.
@@ -267,7 +298,7 @@ __device__ inline float2 scores_of(Shared<C> const& s, bf16 const* stage) {
 // Grid: query x split. With one split `chosen` is written, else each split's candidates, [query, split, k], and counts.
 template <class C>
 __global__ void __launch_bounds__(THREADS, 2)
-    score(bf16 const* q, bf16 const* weights, bf16 const* keys, int64_t const* slots, int64_t const* positions,
+    score(bf16 const* q, bf16 const* weights, uint8_t const* keys, int64_t const* slots, int64_t const* positions,
           int64_t const* num_new, int64_t* chosen, Candidate* candidates, int32_t* counts, float root, int num_tokens,
           int num_heads, int num_key_rows, int k, int ratio) {
   extern __shared__ __align__(16) unsigned char score_memory[];
@@ -283,7 +314,7 @@ __global__ void __launch_bounds__(THREADS, 2)
     for (int i = thread; !candidates && i < k; i += THREADS) chosen[query * k + i] = -1;
     return;
   }
-  keys += slots[b] * num_key_rows * C::WIDTH;
+  keys += slots[b] * num_key_rows * C::ROW_BYTES;
   q += query * num_heads * C::WIDTH;
   for (int i = thread; i < C::HEADS * C::PIECES; i += THREADS) {
     int const head = i / C::PIECES, piece = i % C::PIECES;
@@ -304,6 +335,7 @@ __global__ void __launch_bounds__(THREADS, 2)
     commit_copies();
     wait_copies<STAGES - 1>();
     __syncthreads();  // this tile's keys, the queries and the weights are here
+    if constexpr (C::PACKED) widen_keys<C>(s.keys[i % STAGES]);
     float2 const score = scores_of(s, s.keys[i % STAGES]);
     int const row = warp * MMA_ROWS + lane / 4, here = static_cast<int>(min(visible - first, int64_t{TILE}));
     if (lane % 4 == 0) {

@@ -21,8 +21,10 @@ Status check(Args const& a) {
   DS4_REQUIRE(a.weights.dims[0] == batch && a.weights.dims[1] == tokens && a.weights.dims[2] == heads,
               "`weights` has shape [%lld, %lld, %lld], expected [%lld, %lld, %lld] as `q` has", number(a.weights.dims[0]),
               number(a.weights.dims[1]), number(a.weights.dims[2]), number(batch), number(tokens), number(heads));
-  DS4_REQUIRE(a.keys.last() == width && a.keys.dims[1] >= 1, "`keys` has rows of %lld, expected %lld", number(a.keys.last()),
-              number(width));
+  int64_t const num_bytes = packed_key_bytes(static_cast<int>(width));
+  DS4_REQUIRE(a.keys.last() == width || (width == 128 && a.keys.last() == num_bytes),
+              "`keys` has rows of %lld, expected %lld values or, of 128, %lld bytes", number(a.keys.last()), number(width), number(num_bytes));
+  DS4_REQUIRE(a.keys.dims[1] >= 1, "`keys` has no row of scratch");
   for (Tensor const* rows : {&a.slots, &a.positions, &a.num_new}) {
     DS4_REQUIRE(rows->size() == batch, "`slots`, `positions` and `num_new` have %lld values, expected one per batch row, %lld",
                 number(rows->size()), number(batch));
@@ -67,15 +69,21 @@ Status score_all(Args const& a, int num_splits, Lists lists) {
   dim3 const grid(static_cast<unsigned>(a.q.range(0, 2)), static_cast<unsigned>(num_splits));
   auto const root = static_cast<float>(std::pow(static_cast<double>(a.q.dims[2] * a.q.dims[3]), -0.5));
   score<C><<<grid, THREADS, shared_bytes, a.stream>>>(
-      a.q.as<bf16>(), a.weights.as<bf16>(), a.keys.as<bf16>(), a.slots.as<int64_t>(), a.positions.as<int64_t>(),
+      a.q.as<bf16>(), a.weights.as<bf16>(), a.keys.as<uint8_t>(), a.slots.as<int64_t>(), a.positions.as<int64_t>(),
       a.num_new.as<int64_t>(), a.chosen.as<int64_t>(), lists.candidates, lists.counts, root, static_cast<int>(a.q.dims[1]),
       static_cast<int>(a.q.dims[2]), static_cast<int>(a.keys.dims[1]), static_cast<int>(a.k), static_cast<int>(a.ratio));
   return launched();
 }
 
+template <bool packed>
+Status score_by_heads(Args const& a, int num_splits, Lists lists) {
+  return a.q.dims[2] <= 16 ? score_all<Config<128, 16, packed>>(a, num_splits, lists)
+                           : score_all<Config<128, 64, packed>>(a, num_splits, lists);
+}
+
 Status score_by_shape(Args const& a, int num_splits, Lists lists) {
   if (a.q.dims[3] == 32) return score_all<Config<32, 16>>(a, num_splits, lists);
-  return a.q.dims[2] <= 16 ? score_all<Config<128, 16>>(a, num_splits, lists) : score_all<Config<128, 64>>(a, num_splits, lists);
+  return a.keys.last() == a.q.dims[3] ? score_by_heads<false>(a, num_splits, lists) : score_by_heads<true>(a, num_splits, lists);
 }
 
 Status merge_all(Args const& a, int num_parts, Lists from, Lists to) {

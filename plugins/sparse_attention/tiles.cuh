@@ -20,6 +20,7 @@ struct Operands {
   int64_t num_queries() const { return q.range(0, 2); }
   int64_t num_heads() const { return q.dims[2]; }
   int64_t width() const { return q.dims[3]; }
+  bool packed() const { return ring.last() != width(); }
   int64_t most_keys() const { return window + (chosen ? chosen->last() : entries ? entries->dims[1] : 0); }
 };
 
@@ -52,7 +53,7 @@ Status attend_by_tiles(Operands const& a) {
   DS4_REQUIRE(code == cudaSuccess, "%d bytes of shared memory: %s", shared_bytes, cudaGetErrorString(code));
   dim3 const grid(static_cast<unsigned>(num_tiles), static_cast<unsigned>(num_splits));
   attend<C><<<grid, THREADS, shared_bytes, a.stream>>>(
-      a.q.as<bf16>(), a.kv.as<bf16>(), a.ring.as<bf16>(), a.entries ? a.entries->as<bf16>() : nullptr,
+      a.q.as<bf16>(), a.kv.as<bf16>(), a.ring.as<uint8_t>(), a.entries ? a.entries->as<uint8_t>() : nullptr,
       a.chosen ? a.chosen->as<int64_t>() : nullptr, a.sink.as<float>(), a.freqs.as<float>(), a.slots.as<int64_t>(),
       a.positions.as<int64_t>(), a.num_new.as<int64_t>(), a.o.as<bf16>(), values, stats, num_tokens, num_heads, num_freqs,
       static_cast<int>(a.window), static_cast<int>(a.ring.dims[1]), a.entries ? static_cast<int>(a.entries->dims[1]) : 0,
@@ -71,11 +72,22 @@ using Wide16 = Config<512, 16, 4>;  // by the shared memory that a GPU has: 99, 
 using Wide32 = Config<512, 32, 7>;
 using Wide64 = Config<512, 64, 8>;
 
+using Packed128 = Config<128, 16, 8, true>;
+using Packed192 = Config<192, 16, 8, true>;
+using Packed16 = Config<512, 16, 4, true>;
+using Packed32 = Config<512, 32, 7, true>;
+using Packed64 = Config<512, 64, 8, true>;
+
 extern template Status attend_by_tiles<Narrow64>(Operands const&);
 extern template Status attend_by_tiles<Narrow128>(Operands const&);
 extern template Status attend_by_tiles<Narrow192>(Operands const&);
 extern template Status attend_by_tiles<Wide16>(Operands const&);
 extern template Status attend_by_tiles<Wide32>(Operands const&);
 extern template Status attend_by_tiles<Wide64>(Operands const&);
+extern template Status attend_by_tiles<Packed128>(Operands const&);
+extern template Status attend_by_tiles<Packed192>(Operands const&);
+extern template Status attend_by_tiles<Packed16>(Operands const&);
+extern template Status attend_by_tiles<Packed32>(Operands const&);
+extern template Status attend_by_tiles<Packed64>(Operands const&);
 
 }  // namespace ds4::sparse_attention
