@@ -6,6 +6,7 @@ Owns the protocol and the names. Refuses an unknown name, and one whose packages
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Protocol
 
@@ -70,15 +71,46 @@ def _torch(subject: Subject) -> Backend:
     return TorchBackend(subject)
 
 
+def _plugins(subject: Subject) -> Backend:
+    from ds4export.parity.host_backend import HostBackend
+
+    return HostBackend(subject)
+
+
+def _check_plugins() -> None:
+    from ds4export.parity.host_library import check_host
+
+    check_host()
+
+
+def _needs(module: str, install: str) -> Callable[[], None]:
+    def check() -> None:
+        if find_spec(module) is None:
+            raise ToolchainError(
+                f"the back end `{module}` is not installed",
+                found=f"no module `{module}`",
+                hint=install,
+            )
+
+    return check
+
+
+@dataclass(frozen=True)
+class Offer:
+    """One back end: `check` refuses a machine that lacks what it needs, `make` puts it over an opened artefact."""
+
+    check: Callable[[], None]
+    make: Callable[[Subject], Backend]
+
+
 DEFAULT = "onnxruntime"
-# name -> (module that must be installed, how to install it, maker)
-BACKENDS: dict[str, tuple[str, str, Callable[[Subject], Backend]]] = {
-    "onnxruntime": ("onnxruntime", "pip install 'ds4export[cpu]'", _onnxruntime),
-    "torch": ("torch", "pip install torch", _torch),
+BACKENDS: dict[str, Offer] = {
+    "onnxruntime": Offer(_needs("onnxruntime", "pip install 'ds4export[cpu]'"), _onnxruntime),
+    "torch": Offer(_needs("torch", "pip install torch"), _torch),
+    "plugins-on-host": Offer(_check_plugins, _plugins),
 }
 # names that other stages of the project will fill
 PLANNED = {
-    "plugins-on-host": "the plugin library of this project, built for the CPU",
     "tensorrt": "pip install 'ds4export[tensorrt]' and an NVIDIA GPU",
     "tensorrt-rtx": "pip install 'ds4export[tensorrt-rtx]' and an NVIDIA GPU",
     "onnxruntime-cuda": "pip install 'ds4export[gpu]' and an NVIDIA GPU",
@@ -93,13 +125,7 @@ def check_backend(name: str) -> None:
         ToolchainError: the back end is not available here.
     """
     if name in BACKENDS:
-        module, install, _ = BACKENDS[name]
-        if find_spec(module) is None:
-            raise ToolchainError(
-                f"the back end `{name}` is not installed",
-                found=f"no module `{module}`",
-                hint=install,
-            )
+        BACKENDS[name].check()
         return
     if name in PLANNED:
         raise ToolchainError(
@@ -116,4 +142,4 @@ def check_backend(name: str) -> None:
 def open_backend(name: str, subject: Subject) -> Backend:
     """A back end over an opened artefact; raises as `check_backend`."""
     check_backend(name)
-    return BACKENDS[name][2](subject)
+    return BACKENDS[name].make(subject)

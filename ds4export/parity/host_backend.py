@@ -1,0 +1,292 @@
+"""The back end `plugins-on-host`: the artefact's nodes on the plugin library's own kernels, run on this machine's CPU.
+
+Each node goes through a plugin's whole life in `plugins/host`. Weights lie where the files have them, values stay in
+the host, state is updated in place. Owns the order of nodes and what becomes of a value; refuses a float32 artefact and
+ops that the library lacks.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ds4export.artefact.manifest import CHECKPOINT
+from ds4export.engine.plugins import check_ops
+from ds4export.errors import ParityError, RuntimeInputError
+from ds4export.ops import ALL_OPS
+from ds4export.parity.host_library import open_host_library
+from ds4export.parity.records import step_feeds
+from ds4export.parity.subject import MAIN, MTP, Half, OpNode, Subject
+from ds4export.ptxhost.plugin_host import (
+    Buffer,
+    HostFaultError,
+    Job,
+    PluginHost,
+    RefusalError,
+    SharedBuffer,
+)
+from ds4export.runtime.kv_cache import allocate_state
+from ds4export.runtime.runner import Limits, Runner, StepInputs, StepResult
+
+Array = NDArray[Any]
+NAME = "plugins-on-host"
+
+
+class HostEndToEnd:
+    """Its own runner: nodes in order, state in memory that the host and this process share."""
+
+    def __init__(self, backend: HostBackend, num_slots: int, max_context: int) -> None:
+        self._backend, self._host = backend, backend.host
+        manifest = backend.subject.manifest
+        self.limits = Limits(manifest.config.vocab_size, num_slots, max_context)
+        self.state: dict[str, SharedBuffer] = {}
+        for name, rows in allocate_state(manifest, num_slots, max_context, fill=np.nan).items():
+            self.state[name] = self._host.shared(rows.dtype, rows.shape)
+            self.state[name].array[:] = rows
+
+    @property
+    def runner(self) -> Runner:
+        return self
+
+    @property
+    def has_mtp(self) -> bool:
+        return MTP in self._backend.subject.graphs
+
+    def step(
+        self, inputs: StepInputs, *, want_logits: bool = True, streams_in: Any = None
+    ) -> StepResult:
+        """Run the main graph; without logits the head still runs, for no row.
+
+        Raises:
+            RuntimeInputError: the range of layers needs streams and has none, or the other way round.
+            ParityError: a plugin refuses, or its kernel ends the host.
+        """
+        wanted = inputs if want_logits else inputs.without_logits()
+        feeds: dict[str, Any] = {**step_feeds(wanted, "ids")}
+        if streams_in is not None:
+            feeds["streams_in"] = streams_in
+        result = self._run(MAIN, feeds)
+        return result if want_logits else StepResult(None, result.streams)
+
+    def mtp_step(self, inputs: StepInputs, streams: Any) -> StepResult:
+        """Run the MTP graph; raises as `step`."""
+        return self._run(MTP, {**step_feeds(inputs, "next_ids"), "streams": streams})
+
+    def _run(self, graph: str, feeds: Mapping[str, Any]) -> StepResult:
+        infos = self._backend.subject.manifest.graphs[graph]
+        known = {i.name for i in infos.inputs}
+        _check_streams(known, feeds)
+        given = {n: v for n, v in feeds.items() if n in known}
+        with self._backend.blaming(f"{graph} graph"):
+            walk = Walk(self._backend, self._host, given | self.state)
+            walk.run(self._backend.subject.graphs[graph].nodes)
+            self._settle(walk, [n for n in self.state if f"{n}_out" in walk.values])
+            results = {o.name: walk.values[o.name] for o in infos.outputs if o.name in RESULTS}
+            logits = self._host.read(results["logits"]) if "logits" in results else None
+        known_logits = None if logits is None else logits.astype(np.float32, copy=False)
+        return StepResult(known_logits, results.get("streams"))
+
+    def _settle(self, walk: Walk, names: Iterable[str]) -> None:
+        """State that the graph did not update in place, as a graph with a fault in its wiring does."""
+        moved = {n: walk.values[f"{n}_out"] for n in names if walk.home(f"{n}_out") != n}
+        for name, rows in [(n, self._host.read(b)) for n, b in moved.items()]:
+            self.state[name].array[:] = rows
+
+    def read_state(self, name: str) -> Array:
+        return self.state[name].array.copy()
+
+    def write_state(self, name: str, slot: int, rows: Array) -> None:
+        self.state[name].array[slot] = rows
+
+    def streams(self, result: Any) -> Array:
+        return self._host.read(result)
+
+    def close(self) -> None:
+        self.state.clear()
+
+
+RESULTS = ("logits", "streams")
+
+
+def _check_streams(known: set[str], feeds: Mapping[str, Any]) -> None:
+    wanted, given = "streams_in" in known, "streams_in" in feeds
+    if wanted != given:
+        raise RuntimeInputError(
+            "the streams of the layers before are missing"
+            if wanted
+            else "streams are given to a range that begins with the first layer",
+            where="`streams_in`",
+            found="streams" if given else "nothing",
+            expected="`streams` of the step before" if wanted else "nothing",
+        )
+
+
+class HostBackend:
+    """See `Backend`."""
+
+    name = NAME
+
+    def __init__(self, subject: Subject) -> None:
+        self.subject = subject
+        manifest = subject.manifest
+        if not manifest.official:
+            raise RuntimeInputError(
+                "the plugins compute official numerics only",
+                where=subject.artefact.path,
+                found=manifest.numerics,
+                expected="an artefact in official numerics",
+                hint="export it with --numerics official, or verify it with --backend onnxruntime",
+            )
+        self._library = open_host_library()
+        self._running: PluginHost | None = None
+        self._fixed: dict[tuple[str, str], Buffer] = {}
+        check_ops(self.host.ops(), manifest.ops, self._library.path)
+
+    @property
+    def host(self) -> PluginHost:
+        """The process; a new one after one that died, without the buffers of that one."""
+        if self._running is None:
+            self._running = self._library.start()
+            weakref.finalize(self, self._running.close)
+        return self._running
+
+    def open(self, *, num_slots: int, max_context: int) -> HostEndToEnd:
+        return HostEndToEnd(self, num_slots, max_context)
+
+    def run_op(self, node: OpNode, inputs: Sequence[Array]) -> list[Array]:
+        pairs = zip(node.inputs, inputs, strict=True)
+        given = [self.fixed(node.graph, name) or array for name, array in pairs]
+        with self.blaming(node.path):
+            return self.host.run(job_of(node, given))
+
+    def run_half(self, half: Half, inputs: Sequence[Array]) -> list[Array]:
+        fed = zip(half.inputs, inputs, strict=True)
+        feeds = {n: array for n, array in fed if self.fixed(half.graph, n) is None}
+        nodes = self.subject.graphs[half.graph].nodes
+        with self.blaming(half.path):
+            walk = Walk(self, self.host, feeds)
+            walk.run([n for n in nodes if n.path.startswith(f"{half.path}/")])
+            return [self.host.read(walk.values[name]) for name in half.outputs]
+
+    def trace(
+        self, graph: str, feeds: Mapping[str, Array], taps: Sequence[str]
+    ) -> dict[str, Array]:
+        names = {i.name for i in self.subject.manifest.graphs[graph].inputs}
+        with self.blaming(f"{graph} graph"):
+            walk = Walk(self, self.host, {n: v for n, v in feeds.items() if n in names}, taps)
+            walk.run(self.subject.graphs[graph].nodes)
+        return {name: walk.tapped[name] for name in taps}
+
+    def fixed(self, graph: str, name: str) -> Buffer | None:
+        """The buffer of a weight, on the bytes of its file, or of a constant; None for anything else."""
+        key = ("", name) if self.subject.is_weight(name) else (graph, name)
+        if key not in self._fixed:
+            array = self.subject.fixed(graph, name)
+            if array is None:
+                return None
+            is_constant = not self.subject.is_weight(name)
+            self._fixed[key] = self.host.buffer(array) if is_constant else self._weight(name, array)
+        return self._fixed[key]
+
+    def _weight(self, name: str, array: Array) -> Buffer:
+        source, artefact = self.subject.manifest.weights[name], self.subject.artefact
+        folder = artefact.checkpoint_path if source.place == CHECKPOINT else artefact.path
+        assert folder is not None, "opening found no checkpoint, yet a weight lies in one"
+        return self.host.mapped(folder / source.file, source.offset, array.dtype, array.shape)
+
+    @contextmanager
+    def blaming(self, path: str) -> Iterator[None]:
+        """What the host says about a node, as a `ParityError` that names it."""
+        try:
+            yield
+        except RefusalError as cause:
+            raise ParityError("a plugin refuses a node", where=path, found=cause) from None
+        except HostFaultError as cause:
+            self._running = None
+            self._fixed.clear()
+            raise ParityError(
+                "the kernels of a node end the host", where=path, found=_telling(str(cause))
+            ) from None
+
+
+class Walk:
+    """Nodes run in order over values by name; `values` begins as what they are fed with.
+
+    A value that a plugin updates in place is given to it as it is where no later node reads it, else as a copy.
+    """
+
+    def __init__(
+        self,
+        backend: HostBackend,
+        host: PluginHost,
+        feeds: Mapping[str, Array | Buffer],
+        taps: Iterable[str] = (),
+    ) -> None:
+        self.backend, self.host = backend, host
+        self.values = {
+            name: value if isinstance(value, Buffer) else host.buffer(np.asarray(value))
+            for name, value in feeds.items()
+        }
+        self.tapped: dict[str, Array] = {}
+        self._taps = set(taps)
+        self._home: dict[str, str] = {}
+
+    def run(self, nodes: Sequence[OpNode]) -> None:
+        """Run the nodes.
+
+        Raises:
+            ParityError: a plugin refuses one, or its kernel ends the host.
+        """
+        reads = Counter(name for node in nodes for name in node.inputs)
+        for node in nodes:
+            reads.subtract(node.inputs)
+            with self.backend.blaming(node.path):
+                self._node(node, reads)
+
+    def home(self, name: str) -> str:
+        """The value in whose memory this one lies."""
+        return self._home.get(name, name)
+
+    def _node(self, node: OpNode, reads: Mapping[str, int]) -> None:
+        inputs = [self._value(node, name) for name in node.inputs]
+        for output, source in _aliases(node):
+            name = node.inputs[source]
+            if reads[name]:
+                inputs[source] = self.host.buffer(self.host.read(inputs[source]))
+            else:
+                self._home[node.outputs[output]] = self.home(name)
+        made = self.host.run_keeping(job_of(node, inputs), len(node.outputs))
+        self.values |= zip(node.outputs, made, strict=True)
+        for name in self._taps.intersection(node.outputs):
+            self.tapped[name] = self.host.read(self.values[name])
+
+    def _value(self, node: OpNode, name: str) -> Buffer:
+        found = self.values.get(name) or self.backend.fixed(node.graph, name)
+        assert found is not None, f"`{name}` of `{node.path}` is fed by nothing"
+        return found
+
+
+def job_of(node: OpNode, inputs: Sequence[Array | Buffer]) -> Job:
+    """A node as the host takes it, with one enqueue."""
+    op = ALL_OPS[node.op]
+    attributes = dict(zip(op.attributes(), node.attributes, strict=True))
+    return Job(op.name, op.version, attributes, inputs, one_enqueue=True)
+
+
+def _aliases(node: OpNode) -> list[tuple[int, int]]:
+    """(output, input) by index, where the output may share the input's buffer."""
+    op = ALL_OPS[node.op]
+    inputs, outputs = list(op.inputs), list(op.outputs)
+    return [(outputs.index(out), inputs.index(name)) for out, name in (op.aliases or {}).items()]
+
+
+def _telling(text: str) -> str:
+    """The line of a report that says what happened."""
+    lines = text.splitlines()
+    return next((line for line in lines if "KERNEL FAULT" in line), lines[0])
