@@ -24,6 +24,7 @@ import onnx
 import onnx_ir as ir
 import torch
 
+from ds4export.artefact.manifest import OP_VERSIONS
 from ds4export.model.weights import array_from_tensor, tensor_from_array
 from ds4export.ops import ALL_OPS
 from ds4export.parity.reference import call_reference
@@ -130,6 +131,28 @@ class OnnxParser:
 
     def get_error(self, index: int) -> Any:
         raise IndexError(index)
+
+
+class IPluginRegistry:
+    """Takes any library, and says that it has the ops of `ops`; `loaded` are the libraries that it holds."""
+
+    def __init__(self, ops: dict[str, int]) -> None:
+        self.ops = ops
+        self.loaded: list[str] = []
+
+    def load_library(self, plugin_path: str) -> str | None:
+        self.loaded.append(plugin_path)
+        return plugin_path
+
+    def deregister_library(self, handle: str) -> None:
+        self.loaded.remove(handle)
+
+    @property
+    def all_creators(self) -> list[Any]:
+        return [
+            SimpleNamespace(name=op, plugin_version=str(version), plugin_namespace="ds4")
+            for op, version in self.ops.items()
+        ]
 
 
 class Builder:
@@ -329,7 +352,7 @@ class IExecutionContext:
 # Those that the real module has under the same names, with the same methods.
 CLASSES: tuple[type, ...] = (
     *(Builder, IBuilderConfig, INetworkDefinition, OnnxParser, IOptimizationProfile),
-    *(Runtime, ICudaEngine, IExecutionContext),
+    *(Runtime, ICudaEngine, IExecutionContext, IPluginRegistry),
 )
 ENUMS: tuple[type[Enum], ...] = (
     *(
@@ -342,7 +365,7 @@ ENUMS: tuple[type[Enum], ...] = (
 )
 # What tests look at or set, and TensorRT has not.
 OWN = {"refuses", "library", "errors", "capturable", "enqueues", "runs", "content", "model"}
-OWN |= {"profiles", "shapes", "targets", "inputs", "names", "values", "type_of"}
+OWN |= {"ops", "loaded", "profiles", "shapes", "targets", "inputs", "names", "values", "type_of"}
 
 
 def standin(library: ctypes.CDLL, version: str = "1.7.1.116") -> Any:
@@ -364,6 +387,7 @@ def standin(library: ctypes.CDLL, version: str = "1.7.1.116") -> Any:
             made = super().deserialize_cuda_engine(content)
             return None if made is None else engine(made.profiles, made.model)
 
+    registry = IPluginRegistry(dict(OP_VERSIONS))
     module = ModuleType("standin_tensorrt")  # hashable, as a module is
     vars(module).update(
         __version__=version,
@@ -379,5 +403,6 @@ def standin(library: ctypes.CDLL, version: str = "1.7.1.116") -> Any:
         PreviewFeature=PreviewFeature,
         Runtime=OwnRuntime,
         TensorIOMode=TensorIOMode,
+        get_plugin_registry=lambda: registry,
     )
     return module

@@ -1,0 +1,261 @@
+"""Opening an engine folder for running: the order of the checks, each mismatch with both sides, and a run at the end.
+
+The folder is written by the stage that writes real ones, with plans of the stand-in TensorRT and a library of shells
+that does not say of itself that it does nothing: the stand-in runs no plugin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ds4export.artefact import open_artefact_folder
+from ds4export.artefact.writer import staged_folder
+from ds4export.engine import build as stage
+from ds4export.engine.plan import PlanBuilder, lower, read_graph
+from ds4export.engine.plugins import KERNELS, identify
+from ds4export.engine.profile import Sizes
+from ds4export.engine.shells import MARK
+from ds4export.engine.tensorrt import Flavour
+from ds4export.errors import (
+    ArtefactError,
+    CapacityError,
+    Ds4Error,
+    RuntimeInputError,
+    ToolchainError,
+)
+from ds4export.runtime import trt_open
+from ds4export.runtime.trt_open import open_engine_runner
+from tests.engine.kit import shells
+from tests.kit.artefacts import exported, quiet
+from tests.runtime.trt_kit import CONTEXT, SLOTS, STEPS, flavour, open_device, step_of
+
+SOURCE: dict[str, Any] = {"name": "nano", "official": True, "layers": (1, 4)}
+TARGETS = ("SM80", "SM89")
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    content = shells().read_bytes()
+    mark = b"\0" + MARK.encode() + b"\0"
+    assert mark in content
+    path = tmp_path_factory.mktemp("library") / "libds4plugins_trt10.so"
+    path.write_bytes(content.replace(mark, mark.replace(b"nothing", b"as_told")))
+    assert identify(path).kind == KERNELS
+    return path
+
+
+@pytest.fixture(scope="module")
+def built_with() -> Flavour:
+    return flavour()
+
+
+@pytest.fixture(scope="module")
+def engine(library: Path, built_with: Flavour, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_engine(tmp_path_factory.mktemp("engine") / "e", library, built_with)
+
+
+def write_engine(
+    target: Path, library: Path, opened: Flavour, targets: tuple[str, ...] = TARGETS
+) -> Path:
+    artefact = open_artefact_folder(exported(**SOURCE))
+    sizes = Sizes(CONTEXT, SLOTS, STEPS)
+    job = stage._Job(artefact.manifest, sizes, targets, "", library, identify(library))
+    builder = PlanBuilder(opened, ("SM80",), quiet())
+    plans = {
+        name: builder.build(name, lower(read_graph(artefact.graph_path(name))), job.profiles(name))
+        for name in artefact.manifest.graphs
+    }
+    with staged_folder(target) as folder:
+        stage._write(folder, job, opened, plans)
+    return target
+
+
+@pytest.fixture
+def machine(built_with: Flavour, monkeypatch: pytest.MonkeyPatch) -> Flavour:
+    """This machine has the stand-ins."""
+    monkeypatch.setattr(trt_open, "open_flavour", lambda _: built_with)
+    monkeypatch.setattr(trt_open, "open_cuda_device", open_device)
+    return built_with
+
+
+def opened(engine: Path | None, library: Path, **options: Any) -> Any:
+    artefact = open_artefact_folder(exported(**SOURCE))
+    return open_engine_runner(
+        artefact, options.pop("backend", "tensorrt-rtx"), engine, plugins=library, **options
+    )
+
+
+def test_runs(engine: Path, library: Path, machine: Flavour, rng: np.random.Generator) -> None:
+    registry = machine.module.get_plugin_registry()
+    runner = opened(engine, library)
+    assert (runner.limits.num_slots, runner.limits.max_context) == (SLOTS, CONTEXT)
+    assert registry.loaded == [str(library)]
+    assert not np.any(runner.read_state("state.layers.1.window"))
+    streams = rng.standard_normal((1, 2, 4, 128), np.float32)
+    inputs = step_of(runner, [[1, 2]], [0], [0])
+    dtype = runner.read_state("state.layers.1.window").dtype
+    assert runner.step(inputs, streams_in=streams.astype(dtype)).logits.shape == (1, 1, 1024)
+    assert np.any(runner.read_state("state.layers.1.window"))
+    device = runner._device
+    runner.close()
+    assert registry.loaded == []
+    assert device.free_bytes() == device.facts.total_bytes
+
+
+def refused(kind: type[Ds4Error], what: str, *arguments: Any, **options: Any) -> Ds4Error:
+    with pytest.raises(kind, match=what) as caught:
+        opened(*arguments, **options)
+    return caught.value
+
+
+def test_no_engine(library: Path) -> None:
+    error = refused(RuntimeInputError, "`tensorrt-rtx` needs an engine", None, library)
+    assert "ds4export build" in error.hint
+
+
+def test_an_engine_of_the_other_tensorrt(engine: Path, library: Path) -> None:
+    error = refused(ToolchainError, "another TensorRT", engine, library, backend="tensorrt")
+    assert error.found == "an engine of tensorrt-rtx 1.7.1.116"
+    assert error.expected == "tensorrt"
+
+
+def test_an_engine_of_another_artefact(engine: Path, library: Path) -> None:
+    artefact = open_artefact_folder(exported("nano", official=True, layers=(0, 4)))
+    with pytest.raises(ArtefactError, match="built from another artefact") as caught:
+        open_engine_runner(artefact, "tensorrt-rtx", engine, plugins=library)
+    assert "layers 1:4" in caught.value.found
+    assert "layers 0:4" in caught.value.expected
+
+
+def test_an_artefact_whose_tables_are_not_those_of_the_engine(engine: Path, library: Path) -> None:
+    """The hash is right and a tensor is not: whoever made this, it must not be bound."""
+    artefact = open_artefact_folder(exported(**SOURCE))
+    from ds4export.engine.reader import Engine, open_engine
+    from ds4export.runtime.trt_checks import check_source
+
+    given = open_engine(engine)
+    main = given.manifest.graphs["main"]
+    cut = replace(main.tensors, outputs=main.tensors.outputs[1:])
+    graphs = {**given.manifest.graphs, "main": replace(main, tensors=cut)}
+    changed = Engine(engine, replace(given.manifest, graphs=graphs))
+    with pytest.raises(ArtefactError, match="differ in their tensors of graph `main`") as caught:
+        check_source(changed, artefact)
+    assert main.tensors.outputs[0].name in caught.value.expected
+    ops = {**given.manifest.ops, "moe": 9}
+    changed = Engine(engine, replace(given.manifest, ops=ops))
+    with pytest.raises(ArtefactError, match="differ in their versions of the ops") as caught:
+        check_source(changed, artefact)
+    assert (caught.value.found, caught.value.expected) == ("{'moe': 9}", "{'moe': 1}")
+
+
+def test_a_library_of_another_hash_is_never_loaded(
+    engine: Path, library: Path, machine: Flavour, tmp_path: Path
+) -> None:
+    other = tmp_path / library.name
+    other.write_bytes(library.read_bytes() + b"x")
+    error = refused(ToolchainError, "not the one this engine was built with", engine, other)
+    assert identify(other).sha256[:16] in error.found
+    assert identify(library).sha256[:16] in error.expected
+    assert machine.module.get_plugin_registry().loaded == []
+
+
+def test_an_engine_of_shells(library: Path, built_with: Flavour, tmp_path: Path) -> None:
+    made = write_engine(tmp_path / "e", shells(), built_with)
+    refused(ToolchainError, "plugins do nothing", made, shells())
+
+
+def test_another_version_of_tensorrt(
+    engine: Path, library: Path, machine: Flavour, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = replace(machine, version="1.8.0.1")
+    monkeypatch.setattr(trt_open, "open_flavour", lambda _: other)
+    error = refused(ToolchainError, "built for another TensorRT", engine, library)
+    assert (error.found, error.expected) == ("tensorrt-rtx 1.8.0.1", "tensorrt-rtx 1.7.1.116")
+
+
+def test_another_gpu(
+    engine: Path, library: Path, machine: Flavour, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DS4_HOST_CAPABILITY", "120")
+    error = refused(ToolchainError, "built for another GPU", engine, library)
+    assert (error.found, error.expected) == ("SM120", "SM80, SM89")
+
+
+def test_a_larger_pool_than_the_engines(engine: Path, library: Path) -> None:
+    refused(CapacityError, "a smaller num_slots", engine, library, num_slots=SLOTS + 1)
+    refused(CapacityError, "a smaller max_context", engine, library, max_context=CONTEXT + 1)
+
+
+@pytest.mark.parametrize("what", ["weights", "activations"])
+def test_a_gpu_that_is_too_small_is_found_before_anything_is_allocated(
+    engine: Path, library: Path, machine: Flavour, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Weights, state and I/O before the library is loaded; with the activations once the plan has told them."""
+    runner = opened(engine, library)
+    memory = runner._memory.memory
+    runner.close()
+    room = memory.total - (1 if what == "activations" else memory.activations + 1)
+    monkeypatch.setenv("DS4_HOST_TOTAL_BYTES", str(room))
+    allocated = watch(monkeypatch)
+    error = refused(CapacityError, "does not fit into the GPU's memory", engine, library)
+    assert ("activations 0 B" in error.expected) == (what == "weights")
+    assert allocated == []
+    assert machine.module.get_plugin_registry().loaded == []
+    monkeypatch.setenv("DS4_HOST_TOTAL_BYTES", str(memory.total + 1024))
+    opened(engine, library).close()
+    assert allocated
+
+
+def watch(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    from ds4export.runtime.cuda_device import CudaDevice
+
+    calls: list[int] = []
+    allocate: Callable[[CudaDevice, int], int] = CudaDevice.allocate
+
+    def counted(self: CudaDevice, num_bytes: int) -> int:
+        calls.append(num_bytes)
+        return allocate(self, num_bytes)
+
+    monkeypatch.setattr(CudaDevice, "allocate", counted)
+    return calls
+
+
+def test_a_library_that_lacks_an_op(
+    engine: Path, library: Path, machine: Flavour, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = machine.module.get_plugin_registry()
+    ops = {n: v for n, v in registry.ops.items() if n != "moe"} | {"embed": 2}
+    monkeypatch.setattr(registry, "ops", ops)
+    error = refused(ToolchainError, "the plugin library lacks", engine, library)
+    assert error.found.startswith("no plugin for moe")
+    assert registry.loaded == []
+
+
+def test_a_plan_with_other_tensors_than_the_manifest(
+    engine: Path, library: Path, machine: Flavour, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.runtime.trt_standin import DataType, ICudaEngine
+
+    monkeypatch.setattr(ICudaEngine, "get_tensor_dtype", lambda self, name: DataType.FLOAT)
+    error = refused(ArtefactError, "of the plan is not what the manifest says", engine, library)
+    assert "FLOAT" in error.found
+    assert machine.module.get_plugin_registry().loaded == []
+
+
+def test_enterprise_engines_name_no_gpu(library: Path, built_with: Flavour, tmp_path: Path) -> None:
+    """TensorRT refuses a foreign plan itself; its version is compared here."""
+    from ds4export.engine.reader import open_engine
+    from ds4export.runtime.trt_checks import THIS_GPU, check_gpu
+
+    own = replace(built_with, name="tensorrt", version="10.16")
+    folder = write_engine(tmp_path / "e", library, own, (THIS_GPU,))
+    engine = open_engine(folder)
+    check_gpu(engine, "tensorrt", "10.16", "SM90")
+    with pytest.raises(ToolchainError, match="another TensorRT"):
+        check_gpu(engine, "tensorrt", "10.17", "SM90")
