@@ -21,9 +21,16 @@ from tests.kit.compare import Difference, assert_close
 from tests.plugins.attention_cases import ATTENTION_CASES
 from tests.plugins.kernel_cases import KERNEL_CASES
 from tests.plugins.linear_cases import LINEAR_CASES
+from tests.plugins.packed_cases import (
+    PACKED_CASES,
+    assert_as_native,
+    is_packed,
+    unpacked_outputs,
+)
+from tests.plugins.row_cases import ROW_CASES
 
 FORWARD = Schedule()
-TABLES = (KERNEL_CASES, ATTENTION_CASES, LINEAR_CASES)
+TABLES = (KERNEL_CASES, ATTENTION_CASES, LINEAR_CASES, PACKED_CASES, ROW_CASES)
 
 
 def cases_of(name: str) -> tuple[Case, ...]:
@@ -82,13 +89,22 @@ def check_case(
     """Fail unless every output of the plugin is within the op's tolerance of the reference."""
     inputs, attributes = arguments_of(op, case)
     job = job_of(op, inputs, attributes, schedule)
-    got = host.run(replace(job, one_enqueue=one_enqueue))
+    got = [torch_from(g) for g in host.run(replace(job, one_enqueue=one_enqueue))]
     want = expected(op, inputs, attributes)
     assert len(got) == len(want), f"{len(got)} outputs, expected {len(want)}"
+    if is_packed(op, inputs):
+        if not one_enqueue:
+
+            def native(rows: list[Tensor]) -> list[Tensor]:
+                made = host.run(replace(job_of(op, rows, attributes, schedule), one_enqueue=True))
+                return [torch_from(g) for g in made]
+
+            assert_as_native(op, inputs, list(attributes.values()), got, native)
+        got, want = (unpacked_outputs(op, inputs, o) for o in (got, want))
     bound = op.tolerance
     return {
         name: assert_close(
-            torch_from(g),
+            g,
             w,
             relative=bound.official,
             row=bound.row,

@@ -15,7 +15,7 @@ LINEAR_FAULTS = (
         "scale of the next column tile",
         _FORMATS,
         "tiles + column / WEIGHT_TILE",
-        "tiles + (column + 1) / WEIGHT_TILE",
+        "tiles + (column + WEIGHT_TILE - 1) / WEIGHT_TILE",
     ),
     ("linear_fp8", "codes swapped in a pair", _FORMATS, "powers, 0x3424)", "powers, 0x2434)"),
     (
