@@ -1,0 +1,102 @@
+"""Every case of an op by its kernel on a device: values, repeatability, aliases, inputs left alone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ds4export.cuda.register import Caller
+from ds4export.errors import RuntimeInputError
+from ds4export.ops import ALL_OPS
+from ds4export.ops._define import Case, OpDef
+from ds4export.parity.reference import call_reference
+from tests.cuda.cases import arguments_of
+from tests.cuda.judge import Finding, judge
+
+MOST_WRONG = 5
+
+
+@dataclass
+class OpCheck:
+    """The cases of one op."""
+
+    op: str
+    num_cases: int = 0
+    worst_row: float = 0.0
+    worst_relative: float = 0.0
+    num_values: int = 0
+    num_equal: float = 0.0
+    flipped: int = 0
+    seconds: float = 0.0
+    wrong: list[str] = field(default_factory=list)
+
+    def add(self, found: Finding) -> None:
+        d = found.difference
+        self.worst_row = max(self.worst_row, d.row)
+        self.worst_relative = max(self.worst_relative, d.relative)
+        self.num_values += d.count
+        self.num_equal += d.identical * d.count
+        self.flipped += found.flips.flipped
+
+
+def check_op(caller: Caller, name: str, cases: Iterable[Case], device: str) -> OpCheck:
+    """Run the cases; stops after a few that are wrong. A device that fails raises `ToolchainError`."""
+    op, check, start = ALL_OPS[name], OpCheck(name), time.monotonic()
+    for case in cases:
+        check.num_cases += 1
+        try:
+            wrong = _check_case(caller, op, case, device, check)
+        except RuntimeInputError as error:
+            wrong = [error.found or error.what]
+        check.wrong += [f"{name} {case.name}: {text}" for text in wrong]
+        if len(check.wrong) >= MOST_WRONG:
+            break
+    check.seconds = time.monotonic() - start
+    return check
+
+
+def _check_case(caller: Caller, op: OpDef, case: Case, device: str, check: OpCheck) -> list[str]:
+    inputs, attributes = arguments_of(op, case)
+    call = call_reference(op, tuple(x.clone() for x in inputs), attributes)
+    there = tuple(x.to(device, copy=True) for x in inputs)
+    got = caller(op, there, attributes)
+    caller.library.synchronise()
+    found = judge(call, got)
+    for finding in found:
+        check.add(finding)
+    wrong = [f"{f.output}: {f.failure}" for f in found if f.failure]
+    wrong += [
+        f"the kernel wrote into its input `{name}`"
+        for name, before, after in zip(op.inputs, inputs, there, strict=True)
+        if not same_bits(before, after.cpu())
+    ]
+    return wrong or _repeated(caller, op, there, attributes, got)
+
+
+def _repeated(
+    caller: Caller, op: OpDef, there: Sequence[Tensor], attributes: Sequence[Any], got: list[Tensor]
+) -> list[str]:
+    """Once more, with the state in its own buffers: the same bits."""
+    again = replace(caller, in_place=True)(op, there, attributes)
+    caller.library.synchronise()
+    return [
+        f"{name}: a second run, in place, gave other bits"
+        for name, first, second in zip(op.outputs, got, again, strict=True)
+        if not same_bits(first.cpu(), second.cpu())
+    ]
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Equality in which NaN equals the same NaN and 0 is not −0."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return torch.equal(_bits(a), _bits(b))
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
