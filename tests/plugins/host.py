@@ -89,7 +89,7 @@ def check_case(
     """Fail unless every output of the plugin is within the op's tolerance of the reference."""
     inputs, attributes = arguments_of(op, case)
     job = job_of(op, inputs, attributes, schedule)
-    got = [torch_from(g) for g in host.run(replace(job, one_enqueue=one_enqueue))]
+    got = tuple(torch_from(g) for g in host.run(replace(job, one_enqueue=one_enqueue)))
     want = expected(op, inputs, attributes)
     assert len(got) == len(want), f"{len(got)} outputs, expected {len(want)}"
     if is_packed(op, inputs):
@@ -100,7 +100,7 @@ def check_case(
                 return [torch_from(g) for g in made]
 
             assert_as_native(op, inputs, list(attributes.values()), got, native)
-        got, want = (unpacked_outputs(op, inputs, o) for o in (got, want))
+        got, want = (tuple(unpacked_outputs(op, inputs, o)) for o in (got, want))
     bound = op.tolerance
     return {
         name: assert_close(
