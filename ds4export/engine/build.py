@@ -22,6 +22,8 @@ from ds4export.engine.plugins import PluginLibrary, check_ops, find_library, ide
 from ds4export.engine.profile import Shapes, Sizes, profiles_of, sizes_of_artefact, state_bytes
 from ds4export.engine.recipe import check_recipe_fits, load_recipe
 from ds4export.engine.tensorrt import ENTERPRISE, RTX, RTX_TARGETS, Flavour, open_flavour
+from ds4export.engine.this_gpu import this_gpu
+from ds4export.engine.timing_cache import cache_beside
 from ds4export.errors import ExportError, RuntimeInputError
 from ds4export.report import Reporter, format_bytes, format_count
 
@@ -71,7 +73,8 @@ def build_engine(
         layers = "layers {}:{}".format(*artefact.manifest.layers)
         stage.done(artefact.manifest.config.variant, layers, f"for {', '.join(job.targets)}")
     with staged_folder(target) as folder:
-        plans = _build(artefact, job, flavour, reporter)
+        cache = cache_beside(target) if flavour.name == ENTERPRISE else None
+        plans = _build(artefact, job, PlanBuilder(flavour, job.targets, reporter, cache))
         with reporter.stage("write") as stage:
             manifest = _write(folder, job, flavour, plans)
             size = sum(f.nbytes for f in manifest.files.values())
@@ -101,7 +104,9 @@ def _decide(manifest: Manifest, options: BuildOptions, flavour: Flavour) -> _Job
         chosen = load_recipe(options.recipe)
         check_recipe_fits(chosen, manifest, options.recipe)
         sizes, recipe, targets = chosen.sizes(), options.recipe.stem, targets or chosen.targets
-    targets = targets or (RTX_TARGETS if flavour.name == RTX else ("this GPU",))
+    if flavour.name == ENTERPRISE:
+        targets = (this_gpu(),)
+    targets = targets or RTX_TARGETS
     unknown = [t for t in targets if t not in RTX_TARGETS]
     if flavour.name == RTX and unknown:
         raise RuntimeInputError(
@@ -114,11 +119,10 @@ def _decide(manifest: Manifest, options: BuildOptions, flavour: Flavour) -> _Job
     return _Job(manifest, sizes, targets, recipe, path, identify(path))
 
 
-def _build(
-    artefact: Artefact, job: _Job, flavour: Flavour, reporter: Reporter
-) -> dict[str, BuiltPlan]:
-    builder = PlanBuilder(flavour, job.targets, reporter)  # before the library: it has the logger
-    with loaded(job.library_path, job.library, flavour.module) as ops:
+def _build(artefact: Artefact, job: _Job, builder: PlanBuilder) -> dict[str, BuiltPlan]:
+    """The plans; the builder has the logger that the library is loaded with."""
+    reporter = builder.reporter
+    with loaded(job.library_path, job.library, builder.flavour.module) as ops:
         with reporter.stage("plugins") as stage:
             check_ops(ops, job.manifest.ops, job.library_path)
             used = format_count(len(job.manifest.ops), "op")

@@ -20,7 +20,9 @@ import onnx_ir as ir
 
 from ds4export.engine.plan_file import pack_plan
 from ds4export.engine.profile import Shapes
+from ds4export.engine.progress import shown_progress
 from ds4export.engine.tensorrt import RTX, Flavour
+from ds4export.engine.timing_cache import keep_cache, use_cache
 from ds4export.errors import ExportError
 from ds4export.onnx_names import DOMAIN
 from ds4export.passes import TENSORRT_PIPELINE, run_passes
@@ -108,11 +110,15 @@ def read_graph(path: Path) -> ir.Model:
 
 @dataclass
 class PlanBuilder:
-    """A builder of one flavour for named architectures; plugins have to be registered while it builds."""
+    """A builder of one flavour for named architectures; plugins have to be registered while it builds.
+
+    `timing_cache` is the file of a builder that measures kernels: enterprise TensorRT, not that for RTX.
+    """
 
     flavour: Flavour
     targets: Sequence[str]
     reporter: Reporter
+    timing_cache: Path | None = None
 
     def __post_init__(self) -> None:
         trt = self.flavour.module
@@ -131,7 +137,10 @@ class PlanBuilder:
         started = time.perf_counter()
         network = self._parse(name, model)
         config = self._config(profiles)
-        with _progress(self.flavour.module, config, self.reporter, name):
+        with (
+            self._timings(config),
+            shown_progress(self.flavour.module, config, self.reporter, f"building {name}"),
+        ):
             plan = self.builder.build_serialized_network(network, config)
         if plan is None:
             raise self._refusal(name, "builder")
@@ -149,6 +158,15 @@ class PlanBuilder:
             network.num_inputs,
             time.perf_counter() - started,
         )
+
+    @contextmanager
+    def _timings(self, config: Any) -> Iterator[None]:
+        if self.timing_cache is None:
+            yield
+            return
+        cache = use_cache(config, self.timing_cache, self.reporter)
+        yield
+        keep_cache(cache, self.timing_cache, self.reporter)
 
     def _parse(self, name: str, model: ir.Model) -> Any:
         trt = self.flavour.module
@@ -196,35 +214,3 @@ def _check_records(name: str, records: int, nodes: int, profiles: int) -> None:
             found=f"{records} plugin records",
             expected=f"{nodes * profiles}: one for each of {nodes} ds4 nodes and {profiles} profiles",
         )
-
-
-@contextmanager
-def _progress(trt: Any, config: Any, reporter: Reporter, name: str) -> Iterator[None]:
-    """A bar over the builder's outermost phase."""
-    if not reporter.console.is_terminal:
-        yield
-        return
-    with reporter.progress(f"building {name}", 100) as advance:
-        config.progress_monitor = _monitor(trt, advance)
-        yield
-
-
-def _monitor(trt: Any, advance: Any) -> Any:
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.IProgressMonitor.__init__(self)
-            self.outer: dict[str, int] = {}
-
-        def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
-            if parent is None:
-                self.outer[phase] = max(steps, 1)
-
-        def phase_finish(self, phase: str) -> None:
-            self.outer.pop(phase, None)
-
-        def step_complete(self, phase: str, _: int) -> bool:
-            if phase in self.outer:
-                advance(100 // self.outer[phase])
-            return True
-
-    return Monitor()
