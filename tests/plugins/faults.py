@@ -15,6 +15,8 @@ from ds4export.ptxhost.toolchain import BUILD, Toolchain
 from tests.plugins.alone import ARCHITECTURE, alone
 from tests.plugins.check import check_numbers
 from tests.plugins.linear_faults import LINEAR_FAULTS
+from tests.plugins.packed_faults import PACKED_FAULTS
+from tests.plugins.row_faults import ROW_FAULTS
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ FAULTS = (
         "    __syncthreads();\n    choose_bin(list, wanted);",
         "    choose_bin(list, wanted);",
     ),
-    *(Fault(*f) for f in LINEAR_FAULTS),
+    *(Fault(*f) for f in (*LINEAR_FAULTS, *PACKED_FAULTS, *ROW_FAULTS)),
 )  # fmt: skip
 
 
