@@ -1,12 +1,13 @@
-"""The back end `onnxruntime`: the artefact's functions on ONNX Runtime's CPU provider.
+"""The back ends `onnxruntime` and `onnxruntime-cuda`: the artefact's functions on ONNX Runtime.
 
-Sessions are kept per op and per layer function of a file: every layer goes through the same body with weights of its
-own. State is bound in place, as in the runtime.
+Both run the same bodies; they differ in the provider, and in where weights and state lie. Sessions are kept per op and
+per layer function of a file: every layer goes through the same body with weights of its own. State is bound in place,
+as in the runtime.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -19,8 +20,14 @@ from ds4export.errors import ParityError
 from ds4export.ops import ALL_OPS
 from ds4export.parity.cut import cut_node, with_taps
 from ds4export.parity.subject import Half, OpNode, Subject
-from ds4export.runtime.onnx_runner import PROVIDERS, OnnxRunner
-from ds4export.runtime.ort_values import numpy_value, ort_value
+from ds4export.runtime.onnx_runner import OnnxRunner
+from ds4export.runtime.ort_placement import (
+    HOST,
+    Placement,
+    Providers,
+    open_cuda_placement,
+    provider_list,
+)
 from ds4export.runtime.runner import Runner
 
 Array = NDArray[Any]
@@ -31,13 +38,16 @@ KEPT_SESSIONS = 128
 class OnnxEndToEnd:
     """The runtime's own runner over a pool filled with NaN."""
 
-    def __init__(self, subject: Subject, num_slots: int, max_context: int) -> None:
+    def __init__(
+        self, subject: Subject, num_slots: int, max_context: int, placement: Placement
+    ) -> None:
         self._runner = OnnxRunner(
             subject.artefact,
             num_slots=num_slots,
             max_context=max_context,
             threads=THREADS,
             fill=np.nan,
+            placement=placement,
         )
 
     @property
@@ -46,29 +56,34 @@ class OnnxEndToEnd:
 
     def read_state(self, name: str) -> Array:
         """A copy: the runner writes in place."""
-        return self._runner.state[name].copy()
+        return self._runner.read_state(name)
 
     def write_state(self, name: str, slot: int, rows: Array) -> None:
-        self._runner.state[name][slot] = rows
+        self._runner.write_state(name, slot, rows)
 
     def streams(self, result: Any) -> Array:
-        return numpy_value(result)
+        return self._runner.read_streams(result)
 
     def close(self) -> None:
         self._runner.close()
 
 
 class OnnxBackend:
-    """See `Backend`."""
+    """See `Backend`. `open_placement` is asked once for parts, and again for each whole run, which closes its own."""
 
-    name = "onnxruntime"
-
-    def __init__(self, subject: Subject) -> None:
-        self.subject = subject
+    def __init__(
+        self,
+        subject: Subject,
+        name: str = "onnxruntime",
+        open_placement: Callable[[], Placement] = lambda: HOST,
+    ) -> None:
+        self.subject, self.name = subject, name
+        self._open_placement = open_placement
+        self._placement = open_placement()
         self._sessions: dict[tuple[str, ...], ort.InferenceSession] = {}
 
     def open(self, *, num_slots: int, max_context: int) -> OnnxEndToEnd:
-        return OnnxEndToEnd(self.subject, num_slots, max_context)
+        return OnnxEndToEnd(self.subject, num_slots, max_context, self._open_placement())
 
     def run_op(self, node: OpNode, inputs: Sequence[Array]) -> list[Array]:
         ranks = str([a.ndim for a in inputs])
@@ -95,19 +110,19 @@ class OnnxBackend:
         self, graph: str, feeds: Mapping[str, Array], taps: Sequence[str]
     ) -> dict[str, Array]:
         parts = self.subject.graphs[graph]
-        session = _session(with_taps(parts, taps), f"{graph} with taps", keep=False)
+        session = self._session(with_taps(parts, taps), f"{graph} with taps", keep=False)
         wanted = [i.name for i in session.get_inputs()]
         values = {n: feeds[n] if n in feeds else self.subject.fixed(graph, n) for n in wanted}
         binding = session.io_binding()
         kept = []
         for name, array in values.items():
             assert array is not None, f"`{name}` is fed by nothing"
-            kept.append(ort_value(array))
+            kept.append(self._placement.value(array))
             binding.bind_ortvalue_input(name, kept[-1])
         for name in taps:
             binding.bind_output(name)
-        _execute(session, binding, graph)
-        outputs = (numpy_value(v) for v in binding.get_outputs())
+        self._execute(session, binding, graph)
+        outputs = (self._placement.read(v) for v in binding.get_outputs())
         return dict(zip(taps, outputs, strict=True))
 
     def _run(
@@ -122,12 +137,12 @@ class OnnxBackend:
     ) -> list[Array]:
         if key not in self._sessions:
             cut = cut_node(self.subject.graphs[graph], path, flat=flat)
-            self._sessions[key] = _session(cut, path, keep=True)
+            self._sessions[key] = self._session(cut, path, keep=True)
         session = self._sessions[key]
         arrays = list(inputs)
         for source in shared.values():
             arrays[source] = np.array(arrays[source], order="C")
-        values = [ort_value(np.ascontiguousarray(a)) for a in arrays]
+        values = [self._placement.value(np.ascontiguousarray(a)) for a in arrays]
         binding = session.io_binding()
         for i, value in enumerate(values):
             binding.bind_ortvalue_input(f"input_{i}", value)
@@ -136,44 +151,59 @@ class OnnxBackend:
                 binding.bind_ortvalue_output(info.name, values[shared[i]])
             else:
                 binding.bind_output(info.name)
-        _execute(session, binding, path)
-        return [numpy_value(v).copy() for v in binding.get_outputs()]
+        self._execute(session, binding, path)
+        return [self._placement.read(v).copy() for v in binding.get_outputs()]
+
+    def _session(self, model: ir.Model, where: str, *, keep: bool) -> ort.InferenceSession:
+        content = ir.to_proto(model).SerializeToString(deterministic=True)
+        make = _kept_session if keep else _new_session
+        try:
+            session = make(content, self._placement.providers)
+        except Exception as cause:  # onnxruntime raises classes of its own, without a common base
+            raise ParityError(
+                "ONNX Runtime cannot load a part of the artefact",
+                where=where,
+                found=str(cause).splitlines()[0][:300],
+                hint="export again with this version of ds4export",
+            ) from None
+        self._placement.check(session)
+        return session
+
+    def _execute(self, session: ort.InferenceSession, binding: ort.IOBinding, where: str) -> None:
+        try:
+            self._placement.run(session, binding)
+        except Exception as cause:  # as above
+            raise ParityError(
+                "ONNX Runtime cannot run a part of the artefact",
+                where=where,
+                found=str(cause).splitlines()[0][:300],
+            ) from None
+
+
+def check_cuda() -> None:
+    """Refuse a machine on which `onnxruntime-cuda` cannot work.
+
+    Raises:
+        ToolchainError: no CUDA provider, no driver or no GPU.
+    """
+    open_cuda_placement().close()
+
+
+def cuda_backend(subject: Subject) -> OnnxBackend:
+    """The back end `onnxruntime-cuda`; raises as `check_cuda`."""
+    return OnnxBackend(subject, "onnxruntime-cuda", open_cuda_placement)
 
 
 @lru_cache(maxsize=KEPT_SESSIONS)
-def _kept_session(content: bytes) -> ort.InferenceSession:
+def _kept_session(content: bytes, providers: Providers) -> ort.InferenceSession:
     """A session by the bytes of its model: the same body in another artefact is not loaded again."""
-    return _new_session(content)
+    return _new_session(content, providers)
 
 
-def _new_session(content: bytes) -> ort.InferenceSession:
+def _new_session(content: bytes, providers: Providers) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = THREADS
     options.log_severity_level = 4
     # dozens of sessions live at once: an arena each would keep the peak of every op
     options.enable_cpu_mem_arena = False
-    return ort.InferenceSession(content, options, providers=list(PROVIDERS))
-
-
-def _session(model: ir.Model, where: str, *, keep: bool) -> ort.InferenceSession:
-    content = ir.to_proto(model).SerializeToString(deterministic=True)
-    try:
-        return _kept_session(content) if keep else _new_session(content)
-    except Exception as cause:  # onnxruntime raises classes of its own, without a common base
-        raise ParityError(
-            "ONNX Runtime cannot load a part of the artefact",
-            where=where,
-            found=str(cause).splitlines()[0][:300],
-            hint="export again with this version of ds4export",
-        ) from None
-
-
-def _execute(session: ort.InferenceSession, binding: ort.IOBinding, where: str) -> None:
-    try:
-        session.run_with_iobinding(binding)
-    except Exception as cause:  # as above
-        raise ParityError(
-            "ONNX Runtime cannot run a part of the artefact",
-            where=where,
-            found=str(cause).splitlines()[0][:300],
-        ) from None
+    return ort.InferenceSession(content, options, providers=provider_list(providers))

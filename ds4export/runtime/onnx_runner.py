@@ -1,4 +1,8 @@
-"""ONNX Runtime on the CPU: weights bound once from the memory map, caches bound to themselves."""
+"""ONNX Runtime: weights bound once, caches bound to themselves.
+
+On the CPU weights are views of the memory map; on a GPU they and the caches lie on the device, ids go in and logits
+come out. Refuses a file that is not what the manifest says.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +18,10 @@ from ds4export.artefact import Artefact, GraphInfo, TensorInfo
 from ds4export.artefact.manifest import STATE, WEIGHT
 from ds4export.errors import ArtefactError, Ds4Error, RuntimeInputError
 from ds4export.runtime.kv_cache import allocate_state
+from ds4export.runtime.ort_placement import HOST, Placement, provider_list
 from ds4export.runtime.ort_values import ort_value
 from ds4export.runtime.runner import Limits, StepInputs, StepResult
 
-PROVIDERS = ("CPUExecutionProvider",)
 # What ONNX Runtime would print, the errors raised here say; below this it also warns about its own rewrites.
 _LOG_FATAL = 4
 
@@ -26,7 +30,8 @@ class OnnxRunner:
     """A pool of slots over the sessions of an artefact.
 
     The output of every state tensor is bound to the buffer of its input, so that an append costs microseconds at any
-    capacity (design 11).
+    capacity (design 11). `state` holds the arrays of a pool on the host; a pool on a device is read with `read_state`.
+    The placement is closed with the runner.
     """
 
     def __init__(
@@ -38,28 +43,52 @@ class OnnxRunner:
         threads: int = 0,
         fill: float = 0.0,
         spare: int = 0,
+        placement: Placement = HOST,
     ) -> None:
         manifest = artefact.manifest
-        self.artefact = artefact
+        self.artefact, self.placement = artefact, placement
         self.limits = Limits(manifest.config.vocab_size, num_slots, max_context)
         try:
             self.state = allocate_state(manifest, num_slots, max_context, fill=fill, spare=spare)
         except Ds4Error as error:
             raise error.at(artefact.path) from None
-        self._weights: dict[str, NDArray[Any]] = {}
+        self._values = self._placed()
         self._graphs = {
             name: _BoundGraph(self, name, graph, threads) for name, graph in manifest.graphs.items()
         }
+        if placement.device is not None:
+            self.state.clear()  # they were the start of the pool, which lies on the device
+
+    def _placed(self) -> dict[str, ort.OrtValue]:
+        """Every weight and cache once; graphs that share one share its value."""
+        graphs = self.artefact.manifest.graphs.values()
+        weights = {i.name: i for g in graphs for i in g.inputs if i.kind == WEIGHT}
+        arrays = {name: self.artefact.weight(info) for name, info in weights.items()}
+        self.placement.check_room(arrays.values(), self.state.values(), self.artefact.path)
+        return {n: self.placement.value(a) for n, a in (arrays | self.state).items()}
 
     @property
     def has_mtp(self) -> bool:
         return "mtp" in self._graphs
 
-    def weight(self, info: TensorInfo) -> NDArray[Any]:
-        """The mapped array of a weight; graphs that share it share one view."""
-        if info.name not in self._weights:
-            self._weights[info.name] = self.artefact.weight(info)
-        return self._weights[info.name]
+    def value(self, name: str) -> ort.OrtValue:
+        """A weight or cache where the graphs read it."""
+        return self._values[name]
+
+    def read_state(self, name: str) -> NDArray[Any]:
+        """A copy of one cache, [S, rows, width]."""
+        return self.placement.read(self._values[name]).copy()
+
+    def write_state(self, name: str, slot: int, rows: NDArray[Any]) -> None:
+        """Overwrite one slot of a cache with [rows, width]."""
+        if self.placement.device is None:
+            self.state[name][slot] = rows
+            return
+        self.placement.write(self._values[name], rows, slot * rows.nbytes)
+
+    def read_streams(self, streams: ort.OrtValue) -> NDArray[Any]:
+        """A copy of a step's streams, bfloat16 as ml_dtypes.bfloat16."""
+        return self.placement.read(streams)
 
     def step(
         self, inputs: StepInputs, *, want_logits: bool = True, streams_in: Any = None
@@ -108,8 +137,9 @@ class OnnxRunner:
 
     def close(self) -> None:
         self._graphs.clear()
-        self._weights.clear()
+        self._values.clear()
         self.state.clear()
+        self.placement.close()
 
 
 def _feeds(inputs: StepInputs, ids: str) -> dict[str, Any]:
@@ -127,14 +157,15 @@ class _BoundGraph:
 
     def __init__(self, runner: OnnxRunner, name: str, graph: GraphInfo, threads: int) -> None:
         self.path = runner.artefact.graph_path(name)
-        self.session = open_session(runner.artefact, name, threads)
+        self.placement = runner.placement
+        self.session = open_session(runner.artefact, name, threads, runner.placement)
         _check_session(self.session, graph, self.path)
         self.steps = {i.name: i for i in graph.inputs if i.kind not in (WEIGHT, STATE)}
         self.results = [o.name for o in graph.outputs if o.kind != STATE]
-        self._weights = {i.name: runner.weight(i) for i in graph.inputs if i.kind == WEIGHT}
-        self._states = {i.name: runner.state[i.name] for i in graph.inputs if i.kind == STATE}
+        self._states = [i.name for i in graph.inputs if i.kind == STATE]
         self._bindings: dict[tuple[str, ...], ort.IOBinding] = {}
-        self._values = {n: ort_value(a) for n, a in (self._weights | self._states).items()}
+        placed = (i.name for i in graph.inputs if i.kind in (WEIGHT, STATE))
+        self._values = {name: runner.value(name) for name in placed}
 
     def run(self, feeds: Mapping[str, Any], *, want_logits: bool) -> StepResult:
         wanted = tuple(n for n in self.results if want_logits or n != "logits")
@@ -147,14 +178,18 @@ class _BoundGraph:
         for name, value in values.items():
             binding.bind_ortvalue_input(name, value)
         for name in wanted:
-            binding.bind_output(name)
+            # logits are for the caller, streams for the next graph
+            binding.bind_output(name, self._device_of(name))
         try:
-            self.session.run_with_iobinding(binding)
+            self.placement.run(self.session, binding)
         except Exception as cause:  # onnxruntime raises classes of its own, without a common base
             raise _refused("ONNX Runtime cannot run the graph", self.path, cause) from None
         outputs = dict(zip(wanted, binding.get_outputs()[len(self._states) :], strict=True))
         logits = outputs.get("logits")
         return StepResult(None if logits is None else logits.numpy(), outputs.get("streams"))
+
+    def _device_of(self, result: str) -> str:
+        return "cpu" if result == "logits" else self.placement.device_type
 
     def _binding(self, wanted: tuple[str, ...]) -> ort.IOBinding:
         """One binding per set of results: outputs come in the order in which they were first bound, states first."""
@@ -194,11 +229,14 @@ def _ort_type(info: TensorInfo) -> str:
     return f"tensor({info.dtype.lower()})"
 
 
-def open_session(artefact: Artefact, graph: str, threads: int) -> ort.InferenceSession:
-    """A CPU session over a graph of the artefact.
+def open_session(
+    artefact: Artefact, graph: str, threads: int, placement: Placement = HOST
+) -> ort.InferenceSession:
+    """A session over a graph of the artefact.
 
     Raises:
         ArtefactError: ONNX Runtime refuses the file.
+        ToolchainError: it cannot start a provider of the placement.
     """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
@@ -206,11 +244,13 @@ def open_session(artefact: Artefact, graph: str, threads: int) -> ort.InferenceS
     path = artefact.graph_path(graph)
     try:
         # A fallback would print to stdout and try the same provider again.
-        return ort.InferenceSession(
-            str(path), options, providers=list(PROVIDERS), enable_fallback=0
+        session = ort.InferenceSession(
+            str(path), options, providers=provider_list(placement.providers), enable_fallback=0
         )
     except Exception as cause:  # as in `run`
         raise _refused("ONNX Runtime cannot load the graph", path, cause) from None
+    placement.check(session)
+    return session
 
 
 def _refused(what: str, path: Path, cause: Exception) -> ArtefactError:

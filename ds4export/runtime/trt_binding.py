@@ -196,7 +196,7 @@ def check_memory(memory: MemoryPlan, free_bytes: int, total_bytes: int, where: o
     """
     if memory.total > free_bytes:
         raise CapacityError(
-            "the engine does not fit into the GPU's memory",
+            "weights and caches do not fit into the GPU's memory",
             where=where,
             found=f"{format_bytes(free_bytes)} free of {format_bytes(total_bytes)}",
             expected=f"at least {format_bytes(memory.total)}: {memory}",

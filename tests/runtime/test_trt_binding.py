@@ -138,7 +138,7 @@ def test_what_cannot_be_bound(change: Any, what: str, found: str) -> None:
 def test_a_device_that_is_too_small_is_told_both_numbers() -> None:
     memory = MemoryPlan(70_000_000_000, 2_000_000_000, 100_000_000).with_activations(900_000_000)
     check_memory(memory, 73_000_000_000, 80_000_000_000, "here")
-    with pytest.raises(CapacityError, match="does not fit into the GPU's memory") as caught:
+    with pytest.raises(CapacityError, match="do not fit into the GPU's memory") as caught:
         check_memory(memory, 72_999_999_999, 80_000_000_000, "here")
     assert caught.value.found == "73.0 GB free of 80.0 GB"
     assert caught.value.expected == (

@@ -203,7 +203,7 @@ def test_a_gpu_that_is_too_small_is_found_before_anything_is_allocated(
     room = memory.total - (1 if what == "activations" else memory.activations + 1)
     monkeypatch.setenv("DS4_HOST_TOTAL_BYTES", str(room))
     allocated = watch(monkeypatch)
-    error = refused(CapacityError, "does not fit into the GPU's memory", engine, library)
+    error = refused(CapacityError, "do not fit into the GPU's memory", engine, library)
     assert ("activations 0 B" in error.expected) == (what == "weights")
     assert allocated == []
     assert machine.module.get_plugin_registry().loaded == []
