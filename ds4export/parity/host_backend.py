@@ -156,6 +156,13 @@ class HostBackend:
             weakref.finalize(self, self._running.close)
         return self._running
 
+    def close(self) -> None:
+        """End the process; without it that happens when nothing refers to the back end any more."""
+        if self._running is not None:
+            self._running.close()
+            self._running = None
+            self._fixed.clear()
+
     def open(self, *, num_slots: int, max_context: int) -> HostEndToEnd:
         return HostEndToEnd(self, num_slots, max_context)
 

@@ -44,8 +44,7 @@ def check_host() -> None:
     Raises:
         ToolchainError: what is missing, and what to do.
     """
-    path = find_library()
-    if _recorded(_record(path)) is not None:
+    if is_compiled():
         return
     find_toolchain()
     if shutil.which("g++") is None:
@@ -55,6 +54,11 @@ def check_host() -> None:
             expected="the C++ compiler that translated kernels are compiled with",
             hint="install g++, for example `apt-get install g++`",
         )
+
+
+def is_compiled() -> bool:
+    """Whether the library that is built now has its host already; raises if there is no library."""
+    return _recorded(_record(find_library())) is not None
 
 
 def open_host_library() -> HostLibrary:
