@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from ds4export.engine.command import build
+from ds4export.engine.command import build, export_command
 from ds4export.errors import Ds4Error, RuntimeInputError
 
 
@@ -182,6 +182,14 @@ def export(
             help="Copy the weights too: a folder that any ONNX Runtime program opens",
         ),
     ] = False,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(
+            "--build",
+            metavar="RECIPE",
+            help="Then build the engine of engines/<name>.toml, into ARTEFACT-engine",
+        ),
+    ] = None,
 ) -> None:
     """Export a checkpoint to ONNX.
 
@@ -196,8 +204,7 @@ def export(
         raise RuntimeInputError(
             "unknown --numerics", found=numerics, expected="official or float32"
         )
-    from ds4export.export import ExportOptions, export_checkpoint, parse_layers
-    from ds4export.report import Reporter
+    from ds4export.export import ExportOptions, parse_layers
 
     chosen: dict[str, Any] = {
         "max_context": max_context,
@@ -209,9 +216,7 @@ def export(
         self_contained=self_contained,
         **{k: v for k, v in chosen.items() if v is not None},
     )
-    reporter = Reporter(num_stages=5)
-    manifest = export_checkpoint(checkpoint, output, options, reporter)
-    reporter.finish(passed=True, artefact_hash=manifest.hash)
+    export_command(checkpoint, output, options, recipe)
 
 
 app.command()(build)

@@ -68,7 +68,7 @@ def build_engine(
     flavour = open_flavour(options.target)
     with reporter.stage("artefact") as stage:
         artefact = open_artefact_folder(source, options.checkpoint)
-        refuse_float32(artefact.manifest, source)
+        refuse_float32(artefact.manifest.numerics, source)
         job = _decide(artefact.manifest, options, flavour)
         layers = "layers {}:{}".format(*artefact.manifest.layers)
         stage.done(artefact.manifest.config.variant, layers, f"for {', '.join(job.targets)}")
@@ -82,17 +82,17 @@ def build_engine(
     return manifest
 
 
-def refuse_float32(manifest: Manifest, where: Path) -> None:
+def refuse_float32(numerics: str, where: Path) -> None:
     """Engines compute in official numerics only (design decision 14).
 
     Raises:
         ExportError: a float32 artefact.
     """
-    if not manifest.official:
+    if numerics != "official":
         raise ExportError(
             "engines are built from artefacts in official numerics, and this one is float32",
             where=where,
-            found=manifest.numerics,
+            found=numerics,
             expected="official",
             hint="export the checkpoint again with --numerics official, the default",
         )
@@ -102,7 +102,7 @@ def _decide(manifest: Manifest, options: BuildOptions, flavour: Flavour) -> _Job
     sizes, recipe, targets = sizes_of_artefact(manifest), "", options.targets
     if options.recipe is not None:
         chosen = load_recipe(options.recipe)
-        check_recipe_fits(chosen, manifest, options.recipe)
+        check_recipe_fits(chosen, manifest.layers, manifest.config, options.recipe)
         sizes, recipe, targets = chosen.sizes(), options.recipe.stem, targets or chosen.targets
     if flavour.name == ENTERPRISE:
         targets = (this_gpu(),)

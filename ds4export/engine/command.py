@@ -1,11 +1,41 @@
-"""The command `build` of the command line: parse, call the stage, print. Imports nothing heavy before it is called."""
+"""Commands that end in an engine: parse, call the stages, print. Nothing heavy is imported before they are called."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from ds4export.export import ExportOptions
+
+EXPORT_STAGES = 5
+
+
+def export_command(
+    checkpoint: Path, output: Path, options: ExportOptions, recipe: Path | None
+) -> None:
+    """Export, and with a recipe build its engine too, beside the artefact.
+
+    Raises:
+        Ds4Error: anything refused.
+    """
+    from ds4export.report import Reporter
+
+    if recipe is None:
+        from ds4export.export import export_checkpoint
+
+        reporter = Reporter(num_stages=EXPORT_STAGES)
+        artefact_hash = export_checkpoint(checkpoint, output, options, reporter).hash
+    else:
+        from ds4export.engine.build import NUM_STAGES
+        from ds4export.engine.chain import export_and_build
+
+        reporter = Reporter(num_stages=EXPORT_STAGES + NUM_STAGES)
+        manifest = export_and_build(checkpoint, output, recipe, options, reporter)
+        artefact_hash = manifest.source.hash
+    reporter.finish(passed=True, artefact_hash=artefact_hash)
 
 
 def build(

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ds4export.artefact.manifest import Manifest
+from ds4export.config import ModelConfig
 from ds4export.config.strict_json import read_regular_file
 from ds4export.engine.decode import decode
 from ds4export.engine.profile import Sizes, Span, StepShape
@@ -109,31 +109,33 @@ def _problems(recipe: Recipe) -> list[tuple[str, object, str]]:
     return problems
 
 
-def check_recipe_fits(recipe: Recipe, manifest: Manifest, path: Path) -> None:
-    """The artefact is one of the recipe's parts, and allows its sizes.
+def check_recipe_fits(
+    recipe: Recipe, layers: tuple[int, int], config: ModelConfig, path: Path
+) -> None:
+    """An artefact of these layers is one of the recipe's parts, and its model allows the recipe's sizes.
 
     Raises:
         ConfigError: it is not.
     """
-    if list(manifest.layers) not in [list(p.layers) for p in recipe.parts]:
+    if layers not in [p.layers for p in recipe.parts]:
         raise ConfigError(
             "the artefact is no part of the recipe",
             where=path,
-            found="layers {}:{}".format(*manifest.layers),
+            found="layers {}:{}".format(*layers),
             expected=" or ".join("{}:{}".format(*p.layers) for p in recipe.parts),
             hint="export that range with `ds4export export --layers A:B`",
         )
-    if manifest.config.variant != recipe.model:
+    if config.variant != recipe.model:
         raise ConfigError(
             "the recipe is for another model",
             where=path,
-            found=manifest.config.variant,
+            found=config.variant,
             expected=recipe.model,
         )
-    if recipe.max_context > manifest.config.max_position_embeddings:
+    if recipe.max_context > config.max_position_embeddings:
         raise ConfigError(
             "the recipe's max_context exceeds the model's",
             where=path,
             found=recipe.max_context,
-            expected=f"at most {manifest.config.max_position_embeddings}",
+            expected=f"at most {config.max_position_embeddings}",
         )

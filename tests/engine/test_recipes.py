@@ -96,7 +96,9 @@ def test_no_recipe(tmp_path):
 def test_an_artefact_that_is_no_part_of_the_recipe():
     manifest = open_artefact_folder(exported("nano", official=True, layers=(1, 3))).manifest
     with pytest.raises(ConfigError, match="no part of the recipe") as caught:
-        check_recipe_fits(load_recipe(RECIPES["nano"]), manifest, RECIPES["nano"])
+        check_recipe_fits(
+            load_recipe(RECIPES["nano"]), manifest.layers, manifest.config, RECIPES["nano"]
+        )
     assert (caught.value.found, caught.value.expected) == ("layers 1:3", "0:4")
 
 
