@@ -1,6 +1,6 @@
 """`verify --backend plugins-on-host`: refusals everywhere; parity where the plugin library and its host are built.
 
-What takes the first compile of the host, minutes, is left to the slow tests.
+Whole runs, and the first compile of the host, are left to the slow tests (`test_host_runs`).
 """
 
 from __future__ import annotations
@@ -14,11 +14,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
-from typer.testing import CliRunner
 
 from ds4export.artefact import open_artefact_folder
-from ds4export.cli import app
 from ds4export.engine.plugins import DOES_NOTHING, PluginLibrary
 from ds4export.errors import ParityError, RuntimeInputError, ToolchainError
 from ds4export.export import ExportOptions, export_checkpoint
@@ -37,13 +34,10 @@ from ds4export.parity.torch_backend import TorchBackend
 from ds4export.parity.verify import Verification, VerifyOptions
 from ds4export.ptxhost.plugin_host import Buffer, HostFaultError, RefusalError
 from ds4export.report import Reporter
-from ds4export.runtime.onnx_runner import OnnxRunner
-from ds4export.runtime.score import score
 from tests.parity.faults import DATA, Bench
 from tests.parity.plant import Plant
 
 Array = NDArray[Any]
-NANO = Path(__file__).parent.parent.parent / "ds4export" / "data" / "nano"
 NUM_GRAPHS = 4  # two steps, main and MTP
 
 
@@ -392,54 +386,3 @@ def test_a_range_of_layers_takes_streams(
     assert result.logits is None
     assert run.streams(result.streams).shape == streams.shape
     backend.close()
-
-
-# whole runs
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["tiny-base", "tiny-a", "tiny-c"])
-def test_recorded_sets_pass(bench: Bench, name: str) -> None:
-    """Every level of the scenario, and the official vectors from recorded inputs."""
-    artefact = bench.artefact(name, "official")
-    opened(Subject(open_artefact_folder(artefact))).close()
-    arguments = ["verify", str(artefact), "--backend", NAME, "--vectors", str(DATA / name)]
-    result = CliRunner().invoke(app, arguments)
-    assert result.exit_code == 0, result.output
-    assert result.stderr.splitlines()[-1].startswith("PASSED")
-
-
-@pytest.mark.slow
-def test_nano_writes_what_onnxruntime_writes(tmp_path: Path) -> None:
-    """End to end over held-out text: bits per character, and the most likely token."""
-    path = tmp_path / "nano"
-    with (tmp_path / "log").open("w") as log:
-        export_checkpoint(NANO, path, ExportOptions(official=True), Reporter(stream=log))
-    artefact = open_artefact_folder(path)
-    backend = opened(Subject(artefact))
-    ids = ids_of(path, NUM_TOKENS)
-    run = backend.open(num_slots=1, max_context=NUM_TOKENS)
-    got = score(run.runner, ids, prefill=NUM_TOKENS - 8).logits
-    backend.close()
-    want = score(
-        OnnxRunner(artefact, num_slots=1, max_context=NUM_TOKENS), ids, prefill=NUM_TOKENS - 8
-    ).logits
-    assert abs(bits(got, ids) - bits(want, ids)) < 0.02
-    assert (got.argmax(-1) == want.argmax(-1)).mean() > 0.95
-
-
-NUM_TOKENS = 192
-
-
-def ids_of(artefact: Path, count: int) -> NDArray[np.int64]:
-    text = (DATA / "nano_heldout.txt").read_text(encoding="utf-8")
-    tokenizer = Tokenizer.from_file(str(artefact / "tokenizer.json"))
-    return np.array([tokenizer.encode(text).ids[:count]], np.int64)
-
-
-def bits(logits: Array, ids: NDArray[np.int64]) -> float:
-    """Bits per token of the ids under the logits before them."""
-    x = logits[0, :-1].astype(np.float64)
-    x -= x.max(-1, keepdims=True)
-    chosen = np.take_along_axis(x, ids[0, 1:, None], -1)[:, 0]
-    return float((np.log(np.exp(x).sum(-1)) - chosen).mean() / np.log(2))
