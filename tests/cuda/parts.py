@@ -16,7 +16,9 @@ from ds4export.ptxhost.toolchain import REPOSITORY
 from tests.cuda.child import BEGIN, FACTS, RESULT
 
 MOST_STARTS = 4
+TIMED_OUT = 124  # as `timeout` has it
 SAID = 3000
+LEAST_SECONDS = 5  # below which no process is started
 
 
 @dataclass
@@ -27,7 +29,6 @@ class Parts:
     facts: dict[str, Any] = field(default_factory=dict)
     wrong: list[str] = field(default_factory=list)
     not_run: list[str] = field(default_factory=list)
-    said: str = ""
     code: int = 0
     seconds: float = 0.0
 
@@ -48,39 +49,33 @@ class Stage:
 def run_parts(what: str, names: Sequence[str], stage: Stage) -> Parts:
     """Run all parts; a process that dies in one is replaced for the parts after it."""
     found, start, left = Parts(), time.monotonic(), list(names)
+    reason = f"{MOST_STARTS} processes died before it"
     for _ in range(MOST_STARTS):
         seconds = stage.deadline - time.monotonic()
-        if seconds < 5:
+        if seconds < LEAST_SECONDS:
+            reason = "out of time"
             break
         out = stage.folder / f"{what}-{time.time_ns()}.jsonl"
-        found.code, found.said = run_process(what, left, stage, out, seconds)
+        found.code, said = run_process(what, left, stage, out, seconds)
         begun, num_results = read_results(out, found)
-        if begun is None and found.code == 0:
+        if found.code == TIMED_OUT:
+            left, reason = left[num_results:], "out of time"
+            break
+        if found.code == 0:
             left = []
             break
-        if begun is None:
-            found.wrong.append(
-                f"{what}: the process ended with code {found.code}: {_end(found.said)}"
-            )
-            break
-        reason = (
-            "out of time"
-            if found.code == TIMED_OUT
-            else f"the process ended with code {found.code}"
+        found.wrong.append(
+            f"{begun or what}: the process ended with code {found.code}: {_end(said)}"
         )
-        if found.code == TIMED_OUT:
-            left = left[num_results:]
+        if begun is None:
+            reason = "the process did not come to it"
             break
-        found.wrong.append(f"{begun}: {reason}: {_end(found.said)}")
         left = left[num_results + 1 :]
         if not left:
             break
-    found.not_run = [f"{what} {name}: out of time or starts" for name in left]
+    found.not_run = [f"{what} {name}: {reason}" for name in left]
     found.seconds = time.monotonic() - start
     return found
-
-
-TIMED_OUT = 124
 
 
 def run_process(
