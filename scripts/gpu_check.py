@@ -9,8 +9,8 @@ build       libds4kernels.so for this GPU
 ops         every case of every op, the kernel against the reference
 models      tiny-a, tiny-c and nano by the back end torch-cuda: each op call of the reference, then end to end
 timings     CUDA events beside the roofline
-sanitizers  compute-sanitizer memcheck and racecheck on the small cases, each with a planted fault
 plugins     the plugin host on the real runtime, where TENSORRT_ROOT has TensorRT's headers
+sanitizers  compute-sanitizer memcheck and racecheck on the small cases, each with a planted fault
 
 Leaves <device>.json and <device>.md in --out. --dry-run does the same on the host, through the same binding, with the
 stand-in CUDA runtime; it needs nvcc, cuobjdump and TensorRT's headers (`make plugins`), and no GPU. It is no run on a

@@ -55,8 +55,8 @@ def gpu_run(arguments: argparse.Namespace) -> Outcome:
     session.check_ops()
     session.check_models()
     session.measure()
-    session.sanitize(target)
     session.run_plugin_host(target)
+    session.sanitize(target)
     return session.conclude(without_kernel())
 
 
