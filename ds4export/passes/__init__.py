@@ -28,6 +28,7 @@ from ds4export.passes.inline_layers import inline_layers
 from ds4export.passes.merge_equal_nodes import merge_equal_nodes
 from ds4export.passes.merge_equal_sizes import merge_equal_sizes
 from ds4export.passes.merge_views import merge_views
+from ds4export.passes.pack_caches import pack_caches
 from ds4export.passes.split_slices import split_slices
 from ds4export.passes.state_reshape_targets import state_reshape_targets
 from ds4export.passes.write_reciprocals import write_reciprocals
@@ -56,6 +57,11 @@ TENSORRT_PIPELINE = Pipeline(
     (
         Step(inline_layers, "TensorRT finds a plugin only for a node of the main graph"),
         Step(drop_bodies, "what is left of ds4 has to be a plugin"),
+        Step(
+            pack_caches,
+            "if asked for: a property of the state that only plugins know",
+            optional=True,
+        ),
     ),
 )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -69,10 +69,11 @@ def a_pass(
 
 @dataclass(frozen=True)
 class Step:
-    """A place in a pipeline: the pass, and why it stands here."""
+    """A place in a pipeline: the pass, why it stands here, and whether it runs only where it is asked for."""
 
     run: Pass
     reason: str
+    optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -127,9 +128,13 @@ class PassReport:
 
 
 def run_passes(
-    model: ir.Model, pipeline: Pipeline, *, watch: Watch | None = None
+    model: ir.Model,
+    pipeline: Pipeline,
+    *,
+    options: Collection[str] = (),
+    watch: Watch | None = None,
 ) -> tuple[ir.Model, PassReport]:
-    """Run a pipeline on a model, which is changed in place.
+    """Run a pipeline on a model, which is changed in place; of its optional passes those that `options` names.
 
     `watch(name, model)` is called with the model as given (name "") and after each pass: for dumps and diffs.
 
@@ -137,10 +142,16 @@ def run_passes(
         ExportError: an invariant of `graph.verify` does not hold before the first pass or after one.
     """
     watch = watch or _ignore
+    known = {step.run.name for step in pipeline.steps if step.optional}
+    assert known >= set(options), (
+        f"{set(options) - known} are no optional passes of {pipeline.name}"
+    )
     _check(model, f"before {pipeline.name}")
     watch("", model)
     outcomes = []
     for step in pipeline.steps:
+        if step.optional and step.run.name not in options:
+            continue
         model, outcome = run_pass(model, step.run)
         _check(model, f"after {step.run.name}")
         watch(step.run.name, model)

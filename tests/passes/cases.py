@@ -21,6 +21,7 @@ from ds4export.passes.inline_layers import inline_layers
 from ds4export.passes.merge_equal_nodes import merge_equal_nodes
 from ds4export.passes.merge_equal_sizes import merge_equal_sizes
 from ds4export.passes.merge_views import merge_views
+from ds4export.passes.pack_caches import pack_caches
 from ds4export.passes.split_slices import split_slices
 from ds4export.passes.state_reshape_targets import state_reshape_targets
 from ds4export.passes.write_reciprocals import write_reciprocals
@@ -126,6 +127,19 @@ def _flat() -> ir.Model:
 
 def _without_bodies() -> ir.Model:
     return drop_bodies(_flat())
+
+
+def _states(**widths: int) -> ir.Model:
+    """A node that takes and returns state rows of these widths."""
+    rope = value("rope.plain", (32,))
+    inputs = [
+        value(f"state.layers.0.{name}", ("S", "R", width), ir.DataType.BFLOAT16)
+        for name, width in widths.items()
+    ]
+    node = ir.Node(DOMAIN, "probe", [rope, *inputs], num_outputs=len(inputs), name="layers.0/probe")
+    for source, out in zip(inputs, node.outputs, strict=True):
+        out.name, out.type, out.shape = f"{source.name}_out", source.type, source.shape
+    return model_of([node], [])
 
 
 CASES: tuple[Case, ...] = (
@@ -293,4 +307,6 @@ CASES: tuple[Case, ...] = (
     Case(inline_layers, "flat already", _flat, fires=False),
     Case(drop_bodies, "one body", _flat),
     Case(drop_bodies, "no body", _without_bodies, fires=False),
+    Case(pack_caches, "of a layer", lambda: _states(window=512, entries=512, index_keys=128)),
+    Case(pack_caches, "no cache", lambda: _states(pending=128), fires=False),
 )
