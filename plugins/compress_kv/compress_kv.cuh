@@ -5,9 +5,9 @@
 //           m·j .. m·j+m-1 (csa, index, m 4); finish = A8(64) of the dims without rope (csa, hca), Hadamard and FP4 (index);
 //           reference: ds4export/ops/_compress.py
 // Shapes    x [B, T, D] bf16, wkv and wgate [c·d, D] bf16, ape [m, c·d] f32, norm [d] bf16 -> pending [S, R + 1, 2·c·d] f32, row
-//           p mod R = u ++ s of position p, cache [S, C + 1, d] bf16, row j = entry j; c = 2 with halves, else 1. The last row of
-//           either is scratch and is left alone
-// Layout    rows contiguous, 16-byte aligned; 64-bit offsets
+//           p mod R = u ++ s of position p, cache [S, C + 1, d] bf16 or [S, C + 1, bytes] packed (common/packed_rows.cuh), row
+//           j = entry j; c = 2 with halves, else 1. The last row of either is scratch and is left alone
+// Layout    rows contiguous, 16-byte aligned, packed ones 8, of keys 4; 64-bit offsets
 // Roofline  decode: 4·c·d·D bytes of weights, 4·c·d·D flop a token: memory side to some 200 tokens. Flash csa 16.8, hca 8.4, index 4.2
 //           MB, Pro 29.4, 14.7, 7.3 MB. An entry reads (csa, index) 64·d or (hca) 1024·d bytes once: 33 or 524 KB at d 512
 // Tiling    1. project: rows of wkv and wgate (grid z) x tokens: few tokens stream_rows.cuh, many tile_product.cuh
@@ -25,9 +25,10 @@
 //           ring at once, where it replaces position p - R, and no entry that p completes reads below p - R + 1 (R >= c·m)
 // Numerics  bf16 mma, float32 sums of 64 columns added in float32; ape added to the sum; float32 softmax, Σ exp(s - max)·u divided
 //           once; bf16 after pooling, norm and rope. Rows of positions below 0 are never read: u = 0, s = -inf
-// Limits    d a multiple of 4 up to 512 (index: 128); c·m up to 128; any D (not a multiple of 8: value by value), T, B; positions below 2^31;
-//           entries past the cache are not written. From 33 to some 500 tokens the tiles of project are few, for 256 tokens 32 (csa), 16
-//           (hca), 8 (index): most multiprocessors idle, where parts of the columns apart would occupy them
+// Limits    d a multiple of 4 up to 512, packed: d and its roped dims of 8 (index: d 128); c·m up to 128; any T, B, D (D not a
+//           multiple of 8: value by value); positions below 2^31; entries past the cache are not written. From 33 to some 500
+//           tokens the tiles of project are few, for 256 tokens 32 (csa), 16 (hca), 8 (index): most multiprocessors idle, where
+//           parts of the columns apart would occupy them
 // Measured  not run on a GPU; every case run on the host from its PTX
 #pragma once
 #include "common/vector.cuh"

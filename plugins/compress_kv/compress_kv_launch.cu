@@ -38,14 +38,26 @@ Status check_weights(Tensor const& weight, char const* name, int64_t rows, int64
   return check_counts(name, rows, hidden);
 }
 
-Status check_state(Tensor const& pending, Tensor const& cache, int64_t columns, int64_t least, int64_t width) {
+// Rows of the cache are bf16 or, of another length, packed.
+template <class Op>
+int64_t bytes_of_entry(Operands const& a) {
+  if (a.cache.last() == a.width()) return a.width() * static_cast<int64_t>(sizeof(bf16));
+  return Op::packed_bytes(static_cast<int>(a.width()), static_cast<int>(2 * a.freqs.size()));
+}
+
+template <class Op>
+Status check_state(Operands const& a, int64_t columns, int64_t least) {
+  Tensor const &pending = a.pending, &cache = a.cache;
   DS4_REQUIRE(pending.rank == 3 && pending.last() == columns, "`pending` has rows of %lld, expected u and s, %lld", number(pending.last()),
               number(columns));
   DS4_REQUIRE(pending.dims[1] - 1 >= least && pending.dims[1] <= INT_MAX,
               "`pending` keeps %lld rows and one of scratch, expected at least the %lld of an entry", number(pending.dims[1] - 1), number(least));
-  DS4_REQUIRE(cache.rank == 3 && cache.last() == width && cache.dims[0] == pending.dims[0] && cache.dims[1] >= 1 && cache.dims[1] <= INT_MAX,
-              "`cache` has shape [%lld, %lld, %lld], expected %lld slots of rows of %lld", number(cache.dims[0]), number(cache.dims[1]),
-              number(cache.last()), number(pending.dims[0]), number(width));
+  DS4_REQUIRE(cache.rank == 3 && cache.dims[0] == pending.dims[0] && cache.dims[1] >= 1 && cache.dims[1] <= INT_MAX,
+              "`cache` has %lld slots of %lld rows, expected %lld slots as `pending` has", number(cache.dims[0]), number(cache.dims[1]),
+              number(pending.dims[0]));
+  DS4_REQUIRE(cache.last() == a.width() || (cache.last() == bytes_of_entry<Op>(a) && cache.last()),
+              "`cache` has rows of %lld, expected entries of %lld or, packed, %lld bytes", number(cache.last()), number(a.width()),
+              number(Op::packed_bytes(static_cast<int>(a.width()), static_cast<int>(2 * a.freqs.size()))));
   return {};
 }
 
@@ -66,7 +78,7 @@ Status check(Operands const& a) {
                 number(one->size()), number(a.num_sequences()));
   }
   DS4_REQUIRE(a.num_tokens() <= INT_MAX, "%lld tokens, expected less than 2^31", number(a.num_tokens()));
-  return check_state(a.pending, a.cache, 2 * halves * width, halves * ratio, width);
+  return check_state<Op>(a, 2 * halves * width, halves * ratio);
 }
 
 template <int NT, bool aligned>
@@ -107,8 +119,9 @@ template <class Op>
 Status pool_entries(Operands const& a, Rows const& rows) {
   int64_t const num_entries = (rows.num_tokens + a.ratio() - 1) / a.ratio();
   pool<Op><<<static_cast<unsigned>(a.num_sequences() * num_entries), THREADS<Op>, 0, a.stream>>>(
-      rows, a.norm.as<bf16>(), a.freqs.as<float>(), a.cache_out.as<bf16>(), static_cast<int>(num_entries), static_cast<int>(a.cache.dims[1]),
-      static_cast<int>(a.ratio()), static_cast<int>(a.width()), static_cast<int>(a.freqs.size()), static_cast<float>(a.eps));
+      rows, a.norm.as<bf16>(), a.freqs.as<float>(), a.cache_out.as<uint8_t>(), static_cast<int>(num_entries),
+      static_cast<int>(a.cache.dims[1]), static_cast<int>(bytes_of_entry<Op>(a)), static_cast<int>(a.ratio()), static_cast<int>(a.width()),
+      static_cast<int>(a.freqs.size()), static_cast<float>(a.eps));
   return launched();
 }
 

@@ -2,8 +2,10 @@
 #pragma once
 #include "common/a8_64.cuh"
 #include "common/hadamard_fp4.cuh"
+#include "common/packed_rows.cuh"
 #include "common/rope.cuh"
 #include "compress_kv/compress_kv.cuh"
+#include "compress_kv/pack_key.cuh"
 
 namespace ds4::compress_kv {
 
@@ -50,21 +52,30 @@ struct alignas(16) Pooled {
 constexpr Pooled NOTHING = {{-INFINITY, -INFINITY, -INFINITY, -INFINITY}, {}, {}};
 
 // How the three ops differ: overlapping blocks, teams of threads that share the rows of an entry, the last rounding of the
-// channels from `channel` on, of which those from `num_plain` on are roped.
-struct Csa {
-  static constexpr bool OVERLAP = true;
-  static constexpr int MOST_WIDTH = 512, TEAMS = 1;
+// channels from `channel` on, of which those from `num_plain` on are roped, and the packed form of their row.
+struct KvEntry {
+  static constexpr int MOST_WIDTH = 512;
   __device__ static void finish(float (&value)[CHANNELS], int channel, int num_plain) { a8_64_round_trip(value, num_plain - channel); }
+  __device__ static void pack(Pack<bf16, CHANNELS> const& entry, int channel, int width, int num_plain, uint8_t* row) {
+    pack_kv(entry, channel, {width, num_plain}, row);
+  }
+  // 0: such a row has no packed form.
+  static int packed_bytes(int width, int num_roped) { return width % 8 || num_roped % 8 ? 0 : packed_kv_bytes(width, num_roped); }
 };
-struct Hca {
+struct Csa : KvEntry {
+  static constexpr bool OVERLAP = true;
+  static constexpr int TEAMS = 1;
+};
+struct Hca : KvEntry {
   static constexpr bool OVERLAP = false;
-  static constexpr int MOST_WIDTH = 512, TEAMS = 4;
-  __device__ static void finish(float (&value)[CHANNELS], int channel, int num_plain) { a8_64_round_trip(value, num_plain - channel); }
+  static constexpr int TEAMS = 4;
 };
 struct Index {
   static constexpr bool OVERLAP = true;
   static constexpr int MOST_WIDTH = 128, TEAMS = 1;
   __device__ static void finish(float (&value)[CHANNELS], int, int) { hadamard_fp4<MOST_WIDTH>(value); }
+  __device__ static void pack(Pack<bf16, CHANNELS> const& key, int channel, int, int, uint8_t* row) { pack_key(key, channel, row); }
+  static int packed_bytes(int width, int) { return packed_key_bytes(width); }
 };
 
 template <class Op>
@@ -106,8 +117,8 @@ __device__ inline Pooled pool_rows(float const* const (&places)[MOST_ROWS], int 
 // Grid: sequences x entries that a chunk of this length may complete, the first of them being that of the open block.
 template <class Op>
 __global__ void __launch_bounds__(THREADS<Op>)
-    pool(Rows const rows, bf16 const* norm, float const* freqs, bf16* cache, int num_entries, int num_cache_rows, int ratio, int width, int num_freqs,
-         float eps) {
+    pool(Rows const rows, bf16 const* norm, float const* freqs, uint8_t* cache, int num_entries, int num_cache_rows, int row_bytes, int ratio,
+         int width, int num_freqs, float eps) {
   __shared__ Pooled shares[Op::TEAMS == 1 ? 1 : THREADS<Op>];
   __shared__ float const* places[MOST_ROWS];
   __shared__ Turn turns[Op::MOST_WIDTH / 2];
@@ -155,10 +166,14 @@ __global__ void __launch_bounds__(THREADS<Op>)
 
   // cache[slot, j] = finish(entry)
   Op::finish(value, channel, num_plain);
-  if (!owns) return;
 #pragma unroll
   for (int k = 0; k < CHANNELS; ++k) entry.value[k] = bf16_from(value[k]);
-  store<CHANNELS>(cache + (rows.slots[b] * num_cache_rows + number) * width + channel, entry);
+  uint8_t* const to = cache + (rows.slots[b] * num_cache_rows + number) * row_bytes;
+  if (row_bytes != width * static_cast<int>(sizeof(bf16))) {
+    Op::pack(entry, channel, width, num_plain, to);
+  } else if (owns) {
+    store<CHANNELS>(reinterpret_cast<bf16*>(to) + channel, entry);
+  }
 }
 
 constexpr int APPEND_THREADS = 256;

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-_ROWS, _PROJECT, _POOL, _LAUNCH = (
+_ROWS, _PROJECT, _POOL, _PACK, _LAUNCH = (
     "compress_kv/compress_kv.cuh",
     "compress_kv/project.cuh",
     "compress_kv/pool.cuh",
+    "compress_kv/pack_key.cuh",
     "compress_kv/compress_kv_launch.cu",
 )
 
@@ -56,11 +57,15 @@ COMPRESS_FAULTS = (
         "compress_csa",
         "roped dims rounded too",
         _POOL,
-        "MOST_WIDTH = 512, TEAMS = 1;\n"
-        "  __device__ static void finish(float (&value)[CHANNELS], int channel, int num_plain) { "
-        "a8_64_round_trip(value, num_plain - channel); }",
-        "MOST_WIDTH = 512, TEAMS = 1;\n"
-        "  __device__ static void finish(float (&value)[CHANNELS], int, int) { a8_64_round_trip(value); }",
+        "a8_64_round_trip(value, num_plain - channel)",
+        "a8_64_round_trip(value, 512 - channel)",
+    ),
+    (
+        "compress_csa",
+        "packed rows as far apart as native ones",
+        _POOL,
+        "+ number) * row_bytes;",
+        "+ number) * width * 2;",
     ),
     (
         "compress_hca",
@@ -98,6 +103,7 @@ COMPRESS_FAULTS = (
         "fresh + b * num_tokens * columns",
         "fresh + slots[b] * num_tokens * columns",
     ),
+    ("compress_index", "nibbles swapped in a packed key", _PACK, "<< (4 * k)", "<< (4 * (k ^ 1))"),
     ("compress_index", "no Hadamard", _POOL, "hadamard_fp4<MOST_WIDTH>(value)", "fp4_round_trip(value)"),
     (
         "compress_index",
