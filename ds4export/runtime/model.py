@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 
 from ds4export.artefact import Artefact, open_artefact_folder
 from ds4export.errors import ArtefactError, CapacityError, RuntimeInputError
-from ds4export.runtime.onnx_runner import OnnxRunner
+from ds4export.runtime.back_ends import BackEnd, open_runner
 from ds4export.runtime.pieces import Pieces
 from ds4export.runtime.runner import Runner, StepInputs, StepResult
 from ds4export.runtime.sampler import Sampler, Sampling
@@ -178,36 +178,45 @@ def open_artefact(
     num_slots: int | None = None,
     max_context: int | None = None,
     threads: int = 0,
+    back_end: BackEnd | None = None,
 ) -> Model:
-    """Open an artefact for running on ONNX Runtime's CPU provider.
+    """Open an artefact for running.
 
     Args:
         path: the folder that `ds4export export` wrote.
         checkpoint: where the checkpoint is now, if it has moved.
-        num_slots: sequences held at once; the manifest's max_batch by default.
-        max_context: tokens per sequence; the manifest's by default.
-        threads: 0 lets ONNX Runtime choose.
+        num_slots: sequences held at once; the engine's or the manifest's max_batch by default.
+        max_context: tokens per sequence; likewise.
+        threads: of ONNX Runtime; 0 lets it choose.
+        back_end: ONNX Runtime's CPU provider by default.
 
     Raises:
         ArtefactError: the folder or its checkpoint is not what was exported.
+        ToolchainError: the back end lacks something on this machine.
     """
+    chosen = BackEnd() if back_end is None else back_end
+    chosen.check()
     artefact = open_artefact_folder(
         Path(path), Path(checkpoint) if checkpoint is not None else None
     )
-    manifest = artefact.manifest
-    context = manifest.max_context if max_context is None else max_context
-    if not 1 <= context <= manifest.config.max_position_embeddings:
+    _check_pool(artefact, num_slots, max_context)
+    runner = open_runner(
+        artefact, chosen, num_slots=num_slots, max_context=max_context, threads=threads
+    )
+    return Model(artefact, runner)
+
+
+def _check_pool(artefact: Artefact, num_slots: int | None, max_context: int | None) -> None:
+    """Numbers that no pool of this model can have."""
+    most = artefact.manifest.config.max_position_embeddings
+    if not 1 <= (artefact.manifest.max_context if max_context is None else max_context) <= most:
         raise RuntimeInputError(
             "max_context is out of range",
             where=artefact.path,
-            found=context,
-            expected=f"1 to {manifest.config.max_position_embeddings} (max_position_embeddings)",
+            found=artefact.manifest.max_context if max_context is None else max_context,
+            expected=f"1 to {most} (max_position_embeddings)",
         )
-    slots = manifest.max_batch if num_slots is None else num_slots
-    if slots < 1:
+    if num_slots is not None and num_slots < 1:
         raise RuntimeInputError(
-            "num_slots is out of range", where=artefact.path, found=slots, expected="1 or more"
+            "num_slots is out of range", where=artefact.path, found=num_slots, expected="1 or more"
         )
-    return Model(
-        artefact, OnnxRunner(artefact, num_slots=slots, max_context=context, threads=threads)
-    )

@@ -18,9 +18,8 @@ from ds4export.artefact import open_artefact_folder
 from ds4export.artefact.writer import staged_folder
 from ds4export.engine import build as stage
 from ds4export.engine.plan import PlanBuilder, lower, read_graph
-from ds4export.engine.plugins import KERNELS, identify
+from ds4export.engine.plugins import identify
 from ds4export.engine.profile import Sizes
-from ds4export.engine.shells import MARK
 from ds4export.engine.tensorrt import Flavour
 from ds4export.errors import (
     ArtefactError,
@@ -33,7 +32,7 @@ from ds4export.runtime import trt_open
 from ds4export.runtime.trt_open import open_engine_runner
 from tests.engine.kit import shells
 from tests.kit.artefacts import exported, quiet
-from tests.runtime.trt_kit import CONTEXT, SLOTS, STEPS, flavour, open_device, step_of
+from tests.runtime.trt_kit import CONTEXT, SLOTS, STEPS, flavour, open_device, step_of, without_mark
 
 SOURCE: dict[str, Any] = {"name": "nano", "official": True, "layers": (1, 4)}
 TARGETS = ("SM80", "SM89")
@@ -41,13 +40,7 @@ TARGETS = ("SM80", "SM89")
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    content = shells().read_bytes()
-    mark = b"\0" + MARK.encode() + b"\0"
-    assert mark in content
-    path = tmp_path_factory.mktemp("library") / "libds4plugins_trt10.so"
-    path.write_bytes(content.replace(mark, mark.replace(b"nothing", b"as_told")))
-    assert identify(path).kind == KERNELS
-    return path
+    return without_mark(shells(), tmp_path_factory.mktemp("library"))
 
 
 @pytest.fixture(scope="module")
@@ -240,7 +233,8 @@ def test_a_library_that_lacks_an_op(
 def test_a_plan_with_other_tensors_than_the_manifest(
     engine: Path, library: Path, machine: Flavour, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tests.runtime.trt_standin import DataType, ICudaEngine
+    from tests.runtime.trt_standin import ICudaEngine
+    from tests.runtime.trt_standin_builder import DataType
 
     monkeypatch.setattr(ICudaEngine, "get_tensor_dtype", lambda self, name: DataType.FLOAT)
     error = refused(ArtefactError, "of the plan is not what the manifest says", engine, library)

@@ -13,7 +13,9 @@ import pytest
 
 from ds4export.artefact import open_artefact_folder
 from ds4export.engine.plan import PlanBuilder, lower, read_graph
+from ds4export.engine.plugins import KERNELS, identify
 from ds4export.engine.profile import Sizes, StepShape, profiles_of
+from ds4export.engine.shells import MARK
 from ds4export.engine.tensorrt import RTX, Flavour
 from ds4export.errors import ToolchainError
 from ds4export.parity.subject import Subject
@@ -115,6 +117,17 @@ def bench(
     )
     subject = Subject(artefact)
     return Bench(opened.module, runner, TorchEndToEnd(TorchBackend(subject), SLOTS, CONTEXT))
+
+
+def without_mark(library: Path, folder: Path) -> Path:
+    """A copy of the library of shells that does not say of itself that it does nothing: stand-ins run no plugin."""
+    content = library.read_bytes()
+    mark = b"\0" + MARK.encode() + b"\0"
+    assert mark in content
+    path = folder / "libds4plugins_trt10.so"
+    path.write_bytes(content.replace(mark, mark.replace(b"nothing", b"as_told")))
+    assert identify(path).kind == KERNELS
+    return path
 
 
 def step_of(runner: Any, ids: Any, slots: Any, positions: Any, **more: Any) -> StepInputs:

@@ -1,0 +1,274 @@
+"""The back ends `tensorrt-rtx` and `tensorrt`: engines built here for this machine's GPU, and run on it.
+
+The whole artefact becomes an engine with the scenario's sizes; an op, or a half layer, one of its own for each shape
+that occurs. Weights are bound, state is written in place, as in the runtime. Refuses a float32 artefact, a library
+without kernels or without an op, and a machine that lacks TensorRT, a driver or a GPU.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from ds4export.artefact.manifest import RESULT, STEP, GraphInfo, TensorInfo
+from ds4export.engine.build import refuse_float32
+from ds4export.engine.plan import PlanBuilder, lower, read_graph
+from ds4export.engine.plugins import DOES_NOTHING, check_ops, find_library, identify, loaded
+from ds4export.engine.profile import DEFAULT_CHUNK, Shapes, Sizes, StepShape, profiles_of
+from ds4export.engine.tensorrt import RTX, RTX_TARGETS, Flavour, open_flavour
+from ds4export.errors import Ds4Error, ParityError, ToolchainError
+from ds4export.ops import ALL_OPS
+from ds4export.parity.cut import cut_node, with_taps
+from ds4export.parity.subject import Half, OpNode, Subject
+from ds4export.report import Reporter
+from ds4export.runtime.cuda_device import open_cuda_device
+from ds4export.runtime.device import Device
+from ds4export.runtime.runner import Runner
+from ds4export.runtime.trt_binding import PlanShape
+from ds4export.runtime.trt_checks import THIS_GPU
+from ds4export.runtime.trt_once import run_once
+from ds4export.runtime.trt_plan import PlanReader
+from ds4export.runtime.trt_runner import PlanSource, TrtRunner
+
+Array = NDArray[Any]
+LOGIT_ROWS = 4  # as many as the scenario asks for at once
+KEPT_PLANS = 256
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a run needs of this machine."""
+
+    flavour: Flavour
+    library: Path
+    open_device: Callable[[], Device]
+
+
+def open_machine(name: str) -> Machine:
+    """TensorRT, the plugin library of `make plugins`, and the GPU, each looked for.
+
+    Raises:
+        ToolchainError: one of them is missing; says how to get it.
+    """
+    flavour = open_flavour(name)
+    library = find_library()
+    open_cuda_device().close()
+    return Machine(flavour, library, open_cuda_device)
+
+
+def check_machine(name: str) -> None:
+    """Refuse a machine on which the back end cannot work; raises as `open_machine`."""
+    open_machine(name)
+
+
+class TensorRtEndToEnd:
+    """The runtime's own runner over a pool filled with NaN."""
+
+    def __init__(self, runner: TrtRunner) -> None:
+        self._runner = runner
+
+    @property
+    def runner(self) -> Runner:
+        return self._runner
+
+    def read_state(self, name: str) -> Array:
+        return self._runner.read_state(name)
+
+    def write_state(self, name: str, slot: int, rows: Array) -> None:
+        self._runner.write_state(name, slot, rows)
+
+    def streams(self, result: Any) -> Array:
+        return self._runner.read_streams(result)
+
+    def close(self) -> None:
+        self._runner.close()
+
+
+class TensorRtBackend:
+    """See `Backend`. The plugin library stays registered as long as this lives."""
+
+    def __init__(self, subject: Subject, machine: Machine) -> None:
+        refuse_float32(subject.manifest.numerics, subject.artefact.path)
+        self.subject, self.name = subject, machine.flavour.name
+        self._machine = machine
+        self._stack = ExitStack()
+        weakref.finalize(self, self._stack.close)
+        self._device = machine.open_device()
+        self._stack.callback(self._device.close)
+        targets = _targets(machine.flavour, self._device.facts.architecture)
+        self._builder = PlanBuilder(machine.flavour, targets, Reporter())  # it has the logger
+        self._reader = PlanReader(machine.flavour)
+        library = identify(machine.library)
+        _check_kernels(library.kind, machine.library)
+        ops = self._stack.enter_context(loaded(machine.library, library, machine.flavour.module))
+        check_ops(ops, subject.manifest.ops, machine.library)
+        self._plans: dict[tuple[Any, ...], _Part] = {}
+
+    def open(self, *, num_slots: int, max_context: int) -> TensorRtEndToEnd:
+        batch, chunk = (1, num_slots, num_slots), min(DEFAULT_CHUNK, max_context)
+        rows = (1, 1, LOGIT_ROWS)
+        steps = {
+            "decode": StepShape(batch, (1, 1, 1), rows),
+            "prefill": StepShape(batch, (1, chunk, chunk), rows),
+        }
+        sizes = Sizes(max_context, num_slots, steps)
+        plans = {name: self._whole(name, sizes) for name in self.subject.manifest.graphs}
+        runner = TrtRunner(
+            self.subject.artefact,
+            plans,
+            self._reader,
+            self._machine.open_device(),
+            num_slots=num_slots,
+            max_context=max_context,
+            fill=np.nan,
+        )
+        return TensorRtEndToEnd(runner)
+
+    def _whole(self, name: str, sizes: Sizes) -> PlanSource:
+        info = self.subject.manifest.graphs[name]
+        profiles = profiles_of(info, self.subject.manifest.config, sizes)
+        model = lower(read_graph(self.subject.artefact.graph_path(name)))
+        return PlanSource(
+            PlanShape(info, profiles), self._builder.build(name, model, profiles).content
+        )
+
+    def run_op(self, node: OpNode, inputs: Sequence[Array]) -> list[Array]:
+        op = ALL_OPS[node.op]
+        names, outputs = list(op.inputs), list(op.outputs)
+        shared = {
+            f"output_{outputs.index(out)}": f"input_{names.index(source)}"
+            for out, source in (op.aliases or {}).items()
+        }
+        key = (node.graph, "op", node.op, repr(node.attributes))
+        return self._run(key, node.graph, node.path, inputs, shared, flat=True)
+
+    def run_half(self, half: Half, inputs: Sequence[Array]) -> list[Array]:
+        position = {name: i for i, name in enumerate(half.inputs)}
+        shared = {
+            f"output_{o}": f"input_{position[name.removesuffix('_out')]}"
+            for o, name in enumerate(half.outputs)
+            if name.startswith("state.") and name.removesuffix("_out") in position
+        }
+        key = (half.graph, "half", half.function)
+        return self._run(key, half.graph, half.path, inputs, shared, flat=False)
+
+    def trace(
+        self, graph: str, feeds: Mapping[str, Array], taps: Sequence[str]
+    ) -> dict[str, Array]:
+        model = _lowered(with_taps(self.subject.graphs[graph], taps))
+        names = [str(v.name) for v in model.graph.inputs]
+        arrays = {n: feeds[n] if n in feeds else self.subject.fixed(graph, n) for n in names}
+        known = {n: np.ascontiguousarray(a) for n, a in arrays.items() if a is not None}
+        assert len(known) == len(names), f"fed by nothing: {set(names) - set(known)}"
+        shared = {t: t.removesuffix("_out") for t in taps if t.removesuffix("_out") in known}
+        with _as_parity_error(graph):
+            return self._execute(self._build(graph, model, known), known, shared)
+
+    def _run(
+        self,
+        key: tuple[str, ...],
+        graph: str,
+        path: str,
+        inputs: Sequence[Array],
+        shared: Mapping[str, str],
+        *,
+        flat: bool,
+    ) -> list[Array]:
+        arrays = {f"input_{i}": np.ascontiguousarray(a) for i, a in enumerate(inputs)}
+        full_key = (*key, *(a.shape for a in arrays.values()))
+        with _as_parity_error(path):
+            if full_key not in self._plans:
+                model = _lowered(cut_node(self.subject.graphs[graph], path, flat=flat))
+                while len(self._plans) >= KEPT_PLANS:
+                    del self._plans[next(iter(self._plans))]
+                self._plans[full_key] = self._build(path, model, arrays)
+            made = self._execute(self._plans[full_key], arrays, shared)
+        return [made[f"output_{i}"] for i in range(len(made))]
+
+    def _build(self, name: str, model: ir.Model, arrays: Mapping[str, Array]) -> _Part:
+        """The plan for exactly these shapes, and what it takes and gives."""
+        inputs = [v for v in model.graph.inputs if v.name not in model.graph.initializers]
+        tensors = GraphInfo(
+            name,
+            tuple(_info(v, STEP) for v in inputs),
+            tuple(_info(v, RESULT) for v in model.graph.outputs),
+        )
+        shapes: dict[str, Shapes] = {
+            t.name: (arrays[t.name].shape,) * 3
+            for t in tensors.inputs
+            if any(isinstance(d, str) for d in t.dims)
+        }
+        return _Part(tensors, self._builder.build(name, model, {"only": shapes}).content)
+
+    def _execute(
+        self, part: _Part, arrays: Mapping[str, Array], shared: Mapping[str, str]
+    ) -> dict[str, Array]:
+        plan = self._reader.read(part.tensors.file, part.content, part.tensors)
+        return run_once(plan, part.tensors, self._device, arrays, shared)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A plan of a part of the artefact, for one set of shapes."""
+
+    tensors: GraphInfo
+    content: bytes
+
+
+def tensorrt_backend(subject: Subject, name: str) -> TensorRtBackend:
+    """The back end `tensorrt-rtx` or `tensorrt`; raises as `open_machine`."""
+    return TensorRtBackend(subject, open_machine(name))
+
+
+def _targets(flavour: Flavour, architecture: str) -> tuple[str, ...]:
+    if flavour.name != RTX:
+        return (THIS_GPU,)
+    if architecture not in RTX_TARGETS:
+        raise ToolchainError(
+            "TensorRT for RTX does not run on this GPU",
+            found=architecture,
+            expected=", ".join(RTX_TARGETS),
+            hint="use --backend tensorrt or --backend onnxruntime-cuda here",
+        )
+    return (architecture,)
+
+
+def _check_kernels(kind: str, library: Path) -> None:
+    if kind == DOES_NOTHING:
+        raise ToolchainError(
+            "the plugins of this library do nothing",
+            where=library,
+            found=kind,
+            expected="a library with kernels",
+            hint="build it with `make plugins`",
+        )
+
+
+def _lowered(model: ir.Model) -> ir.Model:
+    """Lowering works in place; functions of a cut are shared with the artefact's own model."""
+    return lower(ir.from_proto(ir.to_proto(model)))
+
+
+def _info(value: ir.Value, kind: str) -> TensorInfo:
+    """Dimensions without a size get a name: what they are comes with the arrays."""
+    assert value.name, "inputs and outputs of a cut have names"
+    assert value.dtype is not None, value.name
+    dims = [d if isinstance(d, int) else "any" for d in value.shape or ()]
+    return TensorInfo(value.name, kind, value.dtype.name, tuple(dims))
+
+
+@contextmanager
+def _as_parity_error(where: str) -> Iterator[None]:
+    """A part that cannot be built or run is a finding, not the end of a verification."""
+    try:
+        yield
+    except Ds4Error as cause:
+        raise ParityError(cause.what, where=where, found=cause.found) from None
