@@ -9,7 +9,8 @@
 //           cos and sin of the token: one frequency per thread into shared memory, while each warp's first head is on its way;
 //           one barrier. With as many tokens as multiprocessors a slice is all heads, so they are computed once per token and
 //           frequency; with fewer, a token is cut into up to H/8 slices that compute them again, side by side
-// Numerics  squares summed in float32: 16 of a lane, then a tree; all roundings of the reference in its order
+// Numerics  squares summed in float32: 16 of a lane, then a tree; all roundings of the reference in its order. On the host
+//           bit-equal to the reference in every case
 // Limits    d even, at most 512; any H, T, B
 // Measured  on no GPU; run on the host
 #pragma once
