@@ -4,13 +4,16 @@
 //           (j + 1)·ratio <= position + 1;  chosen = the k highest, equal scores: lower j first, by falling score
 //           reference: ds4export/ops/indexer_topk.py
 // Shapes    q [B, T, H, d], weights [B, T, H], keys [S, C + 1, d] bf16 -> chosen int64 [B, T, k], -1 beyond the visible
-// Layout    rows contiguous, 16-byte aligned; 64-bit offsets
+// Layout    rows contiguous, 16-byte aligned; 64-bit offsets. keys may be packed instead: [S, C + 1, 68] bytes at d 128, 4-byte
+//           aligned (common/packed_rows.cuh)
 // Roofline  decode: 2·d bytes and 2·H·d flop a key: H 64, d 128: 256 B and 16.4 kflop, 64 flop/B: memory side; 262,144
-//           keys (1M tokens) are 67 MB. Prefill: keys come from the L2 cache once per query, tensor cores bound it
+//           keys (1M tokens) are 67 MB; packed 68 B a key, 241 flop/B, 18 MB: compute side on A100 (156).
+//           Prefill: keys come from the L2 cache once per query, tensor cores bound it
 // Tiling    score(): block = one query x one split of its keys; a warp = 16 keys x all heads, so sums over heads stay in
 //           registers and the four lanes that share a key:
 //
-//               tile of 128 keys --cp.async--> 2 stages     mma: 16 keys x 8 heads x 16 dims, H/8·d/16 of them a warp
+//               tile of 128 keys --cp.async--> 2 stages     packed: a warp makes bf16 of its 16 keys where they landed
+//                                                           mma: 16 keys x 8 heads x 16 dims, H/8·d/16 of them a warp
 //               128 scores -> list [k best so far | scores of up to 896 new keys]; when it is full: keep the k best
 //
 //           keep: two histograms of 256 bins over the bits of a score (radix select) give the lowest kept score and how many
@@ -19,7 +22,7 @@
 //           holds the last list sorts it (bitonic). Scores of all keys lie nowhere: a split hands on k candidates
 // Numerics  f32 products and sums; the bf16 roundings above; the sum over heads runs in another order than the reference,
 //           which can move a score to the next bf16 value. -0 counts as 0; a NaN score is the highest, as torch sorts
-// Limits    (d, most H) = (32, 16), (128, 16), (128, 64); 1 <= k <= 1024; positions below 2^31
+// Limits    (d, most H) = (32, 16), (128, 16), (128, 64), packed: d 128; 1 <= k <= 1024; positions below 2^31
 // Measured  not run on a GPU; every case run on the host from its PTX
 #pragma once
 #include "common/packed_rows.cuh"

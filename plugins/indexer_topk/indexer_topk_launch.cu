@@ -23,7 +23,8 @@ Status check(Args const& a) {
               number(a.weights.dims[1]), number(a.weights.dims[2]), number(batch), number(tokens), number(heads));
   int64_t const num_bytes = packed_key_bytes(static_cast<int>(width));
   DS4_REQUIRE(a.keys.last() == width || (width == 128 && a.keys.last() == num_bytes),
-              "`keys` has rows of %lld, expected %lld values or, of 128, %lld bytes", number(a.keys.last()), number(width), number(num_bytes));
+              "`keys` has rows of %lld, expected %lld values or, of 128, %lld bytes", number(a.keys.last()), number(width),
+              number(num_bytes));
   DS4_REQUIRE(a.keys.dims[1] >= 1, "`keys` has no row of scratch");
   for (Tensor const* rows : {&a.slots, &a.positions, &a.num_new}) {
     DS4_REQUIRE(rows->size() == batch, "`slots`, `positions` and `num_new` have %lld values, expected one per batch row, %lld",

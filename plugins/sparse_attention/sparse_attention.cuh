@@ -5,13 +5,16 @@
 // Shapes    q [B, T, H, d], kv [B, T, d], ring [S, R + 1, d], entries [S, C + 1, d], chosen int64 [B, T, k] -> o [B, T, H·d]
 //           The list of query t: column c < window is position max(t - window + 1, 0) + c, from the ring where that lies
 //           before the chunk, else from kv; then entries, as chosen (-1: none) or all that t may see
-// Layout    rows contiguous, 16-byte aligned, bf16; 64-bit offsets
+// Layout    rows contiguous, 16-byte aligned, bf16; 64-bit offsets. ring and entries may both be packed instead, rows of 584 bytes
+//           at d 512, 8-byte aligned (common/packed_rows.cuh); kv, the chunk's own rows, is bf16 either way
 // Roofline  a list of L keys is read once for the heads of a tile, from L2 by the other tiles: 2·d·L bytes, 4·H·d·L flop.
 //           d 512, decode: Flash CSA (H 64, L 640) 0.66 MB, 84 Mflop, 128 flop/B: memory side from A100 (156) on, narrowly;
-//           Pro CSA (H 128, L 1152) 1.2 MB, 302 Mflop, 256 flop/B: compute side on A100, memory side on H100 (295)
+//           Pro CSA (H 128, L 1152) 1.2 MB, 302 Mflop, 256 flop/B: compute side on A100, memory side on H100 (295). Packed:
+//           584·L bytes, Flash 0.37 MB, 225 flop/B, Pro 0.67 MB, 449 flop/B: compute side on A100, Pro's on H100 too
 // Tiling    block = one query x HEADS heads x one split of the list, decode and prefill alike; 8 warps; per 64 keys of it:
 //
 //               chunks of 16 keys --cp.async--> ring of CHUNKS    (the next CHUNKS - 4 land meanwhile; 16 heads x 512: none)
+//               packed: a warp reads a row where it landed and writes it there as bf16, 8 rows a warp                barrier
 //               S [HEADS, 64] = Q·K^T   warp = 16 heads x HEADS/2 keys              f32, shared         barrier
 //               softmax               warp = HEADS/8 rows, lane = 2 keys            P bf16, shared      barrier
 //               O [HEADS, d] += P·V     warp = all heads x d/8 dims: each value is loaded by one warp   barrier
@@ -25,7 +28,9 @@
 //           is one block. With more, each split has a running maximum of its own: P is rounded on another scale, at most
 //           2^-9 relative either way; on the host up to 2.4e-3 (d 512, random values), the op's bound is 3e-3. Shapes and
 //           the number of multiprocessors decide on splits
-// Limits    d 64, 128, 192, 512; any H, T, B, list length; positions below 2^31; an index past the entries counts as none
+//           Packed rows give the same bits as the bf16 rows that they stand for: after widening nothing differs
+// Limits    d 64, 128, 192, 512, packed: not 64, roped dims a multiple of 8; any H, T, B, list length;
+//           positions below 2^31; an index past the entries counts as none
 // Measured  not run on a GPU; every case run on the host from its PTX
 #pragma once
 #include <cuda_runtime.h>
