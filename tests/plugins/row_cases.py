@@ -2,7 +2,7 @@
 
 Flash has 64 query heads of 512 and rows of 512, Pro 128; both have 64 index heads of 128, and 64 roped dims everywhere.
 Values at the ties and scale borders of e4m3 and e2m1 are built so that everything before the rounding is exact.
-What e4m3 does to the small values of a block is below the bound of a row: there the check's "bit-equal" is the evidence.
+The small values of a block are below the bound of a row: what e4m3 does to them shows only in the word "bit-equal".
 """
 
 from __future__ import annotations
