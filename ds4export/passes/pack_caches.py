@@ -18,10 +18,17 @@ def pack_caches(model: ir.Model, tally: Tally) -> ir.Model:
     Before   state.layers.1.window: BFLOAT16 [S, rows, 512] ; state.layers.1.index_keys: BFLOAT16 [S, rows, 128]
     After    state.layers.1.window: INT8 [S, rows, 584] ; state.layers.1.index_keys: INT8 [S, rows, 68]
     Why      the rows hold codes times scales already: nothing is lost, and a cache takes 0.57 of its bytes, keys 0.27
-    Refuses  with an error, rows of a width that has no packed form, and rows in float32
+    Refuses  with an error, rows of a width that has no packed form, rows in float32, a graph with bodies
     Needs    no bodies: the bodies compute on bf16 rows, only plugins take packed ones
     Promises packed caches: every such state tensor is INT8, in and out
     """
+    if model.functions:
+        raise ExportError(
+            "caches are packed for plugins only: the ONNX bodies compute on bf16 rows",
+            found=f"a graph with {len(model.functions)} functions",
+            expected="a lowered graph of ds4 nodes",
+            hint="export with native caches; an engine packs them when it is built",
+        )
     outputs = {v.name: v for v in model.graph.outputs}
     for value in model.graph.inputs:
         kind = _kind(value.name or "")

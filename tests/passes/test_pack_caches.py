@@ -89,6 +89,11 @@ def test_float32_rows_are_refused() -> None:
         pack_caches(model)
 
 
+def test_a_graph_with_bodies_is_refused() -> None:
+    with pytest.raises(ExportError, match="caches are packed for plugins only: the ONNX bodies"):
+        pack_caches(main_graph("tiny-a", official=True))
+
+
 def test_rows_without_frequencies_are_refused() -> None:
     model = _states(window=512)
     model.graph.inputs[0].name = "table"
