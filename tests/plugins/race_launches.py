@@ -1,0 +1,201 @@
+"""The small launches that race_free.py proves, by the readable name of the kernel. Each begins as launchers begin them.
+
+Sizes are the smallest that show every barrier at work: two blocks, one of them ragged; one more chunk than a ring of
+stages holds; a padded token where there is one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+
+from tests.plugins.race_free import Argument, Data, Fields, Launch, P
+
+MOST_SHARED = 227 << 10
+NONE = 2**64 - 1  # -1 in an int64
+
+
+def launches_of(kernel: str) -> list[Launch]:
+    """Those of every pattern that the kernel's name begins with; an empty list: nobody wrote one."""
+    return [
+        launch
+        for pattern, make in TABLE.items()
+        if (found := re.match(pattern, kernel))
+        for launch in make(found)
+    ]
+
+
+def _linear(
+    rows: int, columns: int, tokens: int, groups: int = 1, x_columns: int = 0
+) -> dict[int, Argument]:
+    """struct Linear of common/linear.cuh; what is not named is a pointer."""
+    return {
+        16: rows,
+        20: columns,
+        24: 0,
+        40: tokens,
+        48: x_columns or columns,
+        52: groups,
+        80: 10.0,
+    }
+
+
+def _stream(m: re.Match[str]) -> Iterator[Launch]:
+    op, per_block, aligned, quantises = m[1], 8 * int(m[2]), m[3] == "true", m[4] == "true"
+    groups = 2 if op == "grouped_linear" else 1
+    columns = 640 if aligned else 333
+    padded = -(-columns // 128) * 128
+    tokens = 3 if quantises else per_block + 3
+    x_columns = padded if op in ("linear_fp8", "shared_expert") and not quantises else columns
+    yield Launch(
+        f"20 x {columns}, {tokens} tokens" + (", 2 groups" if groups == 2 else ""),
+        (2, 1 if quantises else 2, groups),
+        256,
+        (Fields(_linear(20, columns, tokens, groups, x_columns)),),
+        shared=tokens * (padded + 8) * 2 if quantises else 0,
+    )
+
+
+def _tiles(m: re.Match[str]) -> Iterator[Launch]:
+    op, per_block = m[1], 64 if m[2] == "Up" else 128
+    rows, groups = per_block + 2, 2 if op == "grouped_linear" else 1
+    yield Launch(
+        f"{rows} x 336, 50 tokens" + (", 2 groups" if groups == 2 else ""),
+        (2, 1, groups),
+        256,
+        (Fields(_linear(rows, 336, 50, groups, 384)),),
+        shared=MOST_SHARED,
+        sources=((0, 32),),
+    )
+
+
+def _experts(m: re.Match[str]) -> Iterator[Launch]:
+    """Three tokens of two places at two experts; one expert is whole, the other's entry of the table is empty."""
+    streamed, up, bits = m[1] == "stream", m[2] == "Up", int(m[3])
+    width = 640
+    rows, columns = (96 if not streamed else 32, width)
+    hidden, inner = (columns, rows) if up else (rows, columns)
+    matrix_bytes, scale_bytes = hidden * inner * bits // 8, hidden * inner // 32
+    per_tile = 8 if streamed else 64
+    per_block = 16 if streamed else 64 if up else 128
+    tiles = (0, 0, 3, 1, 3, 3, 1, 6, 0)
+    arguments: tuple[Argument, ...] = (
+        *(P, P, Data("u64", (1, 0)), P, P, P, P, P, P),
+        Data("u32", (0, 3, 5, 1, 2, 4)),
+        Data("u32", tiles),
+        *(matrix_bytes, scale_bytes, 10.0, 3, 2, 3, 0, 2, hidden, inner),
+        *(-(-hidden // 128) * 128, -(-inner // 128) * 128, 6, 3, per_tile, 0),
+    )
+    yield Launch(
+        f"{rows} rows of {columns}, 6 pairs in 2 tiles, one entry empty",
+        (-(-rows // per_block), 3, 1),
+        256,
+        arguments,
+        shared=0 if streamed else MOST_SHARED,
+        sources=() if streamed else ((6,) if up else (7,)),
+    )
+
+
+def _attend(m: re.Match[str]) -> Iterator[Launch]:
+    """One query of as many heads as the tile, less four: a list of 140, more than the ring of chunks holds."""
+    heads = int(m[2]) - 4
+    chosen = Data("u64", (*range(35), *[NONE] * 5))
+    before: tuple[Argument, ...] = (P, P, P, P, chosen, P, P)
+    at: tuple[Argument, ...] = (Data("u64", (1,)), Data("u64", (150,)), Data("u64", (1,)))
+    sizes = (1, heads, 32, 100, 111, 41, 40, 0)
+    for splits in (1, 2):
+        partial: tuple[Argument, ...] = (0, 0) if splits == 1 else (P, P)
+        yield Launch(
+            f"a query, {heads} heads, list of 140, {splits} split{'s' * (splits - 1)}",
+            (1, splits, 1),
+            256,
+            (*before, *at, P, *partial, *sizes),
+            shared=MOST_SHARED,
+            sources=(1, 2, 3),
+        )
+
+
+def _merge_splits(m: re.Match[str]) -> Iterator[Launch]:
+    at = (Data("u64", (150,)), Data("u64", (1,)))
+    yield Launch(
+        "a query and a padded one, 2 heads, 3 splits", (4, 1, 1), 128, (P, P, P, P, *at, P, 2, 2, 32, 3)
+    )  # fmt: skip
+
+
+def _score(m: re.Match[str]) -> Iterator[Launch]:
+    """No split sees more keys than are kept, so nothing is selected: the loop over tiles alone."""
+    heads = int(m[2]) - 4
+    at = (Data("u64", (1,)), Data("u64", (2803,)), Data("u64", (1,)))
+    yield Launch(
+        f"a query, {heads} heads, 701 keys in 2 splits, all kept",
+        (1, 2, 1),
+        256,
+        (P, P, P, *at, P, P, P, 0.01, 1, heads, 801, 1024, 4),
+        shared=MOST_SHARED,
+    )
+
+
+def _merge_lists(m: re.Match[str]) -> Iterator[Launch]:
+    counts = Data("u32", (4, 4, 2))
+    yield Launch("3 lists of up to 4, 4 kept", (1, 1, 1), 256, (P, counts, P, P, P, 3, 16, 4))
+
+
+def _norm(m: re.Match[str]) -> Iterator[Launch]:
+    width = 4104 if m[2] == "8" else 1031
+    yield Launch(f"2 rows of {width}", (2, 1, 1), 256, (P, P, P, 2, width, 1e-6))
+
+
+def _hash(m: re.Match[str]) -> Iterator[Launch]:
+    table = Data("u64", tuple(7 * i % 16 for i in range(60)))
+    yield Launch(
+        "2 tokens, one with an id past the table, 6 of 16 experts",
+        (2, 1, 1),
+        256,
+        (P, P, Data("u64", (3, 12)), table, P, P, 256, 16, 10, 6, 1.5),
+    )
+
+
+def _hc_pre(m: re.Match[str]) -> Iterator[Launch]:
+    arguments = (P, P, P, P, P, P, P, P, 4, 1032, 20, 1e-6, 1e-6)
+    yield Launch("2 tokens of 1032 columns", (2, 1, 1), 256, arguments, shared=2064)
+
+
+def _hc_head(m: re.Match[str]) -> Iterator[Launch]:
+    rows = Data("u64", (1, NONE))
+    arguments = (P, P, P, P, P, rows, 2, 3, P, 4, 1032, 1e-6, 1e-6)
+    yield Launch("2 rows of 1032 columns, one absent", (2, 1, 1), 256, arguments, shared=2064)
+
+
+def _query_heads(m: re.Match[str]) -> Iterator[Launch]:
+    width = 512 if m[1] == "true" else 70
+    arguments = (P, Data("u64", (150,)), P, P, 2, 9, width, 32, 1e-6)
+    yield Launch(f"2 tokens, 9 heads of {width}", (2, 1, 1), 256, arguments)
+
+
+def _index_query(m: re.Match[str]) -> Iterator[Launch]:
+    arguments = (P, Data("u64", (150,)), P, P, 2, 19, int(m[1]) // 4)
+    yield Launch(f"2 tokens, 19 heads of {m[1]}", (2, 1, 1), 256, arguments)
+
+
+def _kv_row(m: re.Match[str]) -> Iterator[Launch]:
+    width = 512 if m[1] == "true" else 134
+    arguments = (P, P, Data("u64", (150,)), P, P, 5, 5, width, 32, 1e-6)
+    yield Launch(f"5 rows of {width}", (2, 1, 1), 128, arguments)
+
+
+TABLE: dict[str, Callable[[re.Match[str]], Iterator[Launch]]] = {
+    r"ds4_linear::stream<ds4::(\w+)::\w+, (\d), (true|false), (true|false)>": _stream,
+    r"ds4_linear::tiles<ds4::(\w+)::(\w+)>": _tiles,
+    r"ds4::moe::(stream|tile)_experts<ds4::moe::(Up|Down), ds4::Fp(\d)Weight,": _experts,
+    r"ds4::sparse_attention::attend<ds4::sparse_attention::Config<(\d+), (\d+), \d": _attend,
+    r"ds4::sparse_attention::merge<(\d+)>": _merge_splits,
+    r"ds4::indexer_topk::score<ds4::indexer_topk::Config<(\d+), (\d+)": _score,
+    r"ds4::indexer_topk::merge": _merge_lists,
+    r"ds4::rms_norm::norm<(\d+), (\d)>": _norm,
+    r"ds4::route::hash<": _hash,
+    r"ds4::hc_pre::finish<": _hc_pre,
+    r"ds4::hc_head::finish<": _hc_head,
+    r"ds4::query_heads::rotate_heads<(true|false)>": _query_heads,
+    r"ds4::index_query::rotate_and_quantise<(\d+)>": _index_query,
+    r"ds4::kv_row::finish<(true|false)>": _kv_row,
+}
