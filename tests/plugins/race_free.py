@@ -9,8 +9,8 @@ rewritten text:
     pointers            annotated as global memory of their own, 16-byte aligned: what launchers require
     partial copies      cp.async reads all 16 bytes, also where the source size says 0: the write is always 16
     copied rows         where the source address of a cp.async was itself kept in shared memory, the read is of the
-                        start of a tensor that nothing is stored to, which `never_stored` checks: no write can race with it,
-                        wherever in that tensor it is
+                        start of a tensor that nothing is stored to, which `never_stored` checks: no write can
+                        race with it, wherever in that tensor it is
 
 Owns the rewriting and the verdict; which launches are tried stands in race_launches.py.
 """
