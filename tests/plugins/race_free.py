@@ -62,7 +62,10 @@ P = Pointer()
 
 @dataclass(frozen=True)
 class Launch:
-    """One small launch of a kernel: `sources` are the parameters, or (parameter, offset), that copied rows lie in."""
+    """One small launch of a kernel: `sources` are the parameters, or (parameter, offset), that copied rows lie in.
+
+    `excepted`: why no proof of this launch is expected, and what covers it instead.
+    """
 
     what: str
     grid: tuple[int, int, int]
@@ -70,6 +73,7 @@ class Launch:
     arguments: tuple[Argument, ...]
     shared: int = 0
     sources: tuple[int | tuple[int, int], ...] = ()
+    excepted: str = ""
 
 
 @dataclass(frozen=True)
