@@ -17,13 +17,14 @@ __device__ inline int a8_exponent(float largest) {
   return static_cast<int>(ratio >> 23) + ((ratio & 0x7fffffu) != 0);
 }
 
-// A value of at most 448 to the nearest e4m3, ties to even: three mantissa bits from 2^-6 on, steps of 2^-9 below.
+// A value of at most 448 to the nearest e4m3, ties to even: three mantissa bits from 2^-6 on, steps of 2^-9 below. NaN stays NaN:
+// the carry of a rounding would turn one whose bits are all set into zero.
 __device__ inline float e4m3_rounded(float value) {
   constexpr float STEPS_OF_2_TO_MINUS_9 = 24576.0f;
   uint32_t const bits = __float_as_uint(value);
   float const normal = __uint_as_float((bits + 0x7ffffu + (bits >> 20 & 1)) & 0xfff00000u);
   float const subnormal = __fsub_rn(__fadd_rn(value, STEPS_OF_2_TO_MINUS_9), STEPS_OF_2_TO_MINUS_9);
-  return fabsf(value) < 0x1p-6f ? subnormal : normal;
+  return fabsf(value) < 0x1p-6f ? subnormal : value == value ? normal : value;
 }
 
 // The lanes of a warp bring one block of 128, four neighbours each.

@@ -108,6 +108,8 @@ ATTENTION_CASES: dict[str, Sequence[Case]] = {
         _window("nothing new", [(7, 0)], 2, 4, 128, 16),
         _window("no token", [(7, 0)], 0, 4, 128, 16),
         _window("heads that fill no tile", [(40, 2)], 2, 33, 512, 128),
+        _window("three splits of 128", [(400, 1)], 1, 4, 128, 150),
+        _window("two splits of 192", [(400, 1), (90, 1)], 1, 4, 192, 100),
     ),
     "attention_csa": (
         _csa("tiny-a", [(60, 3), (17, 1)], 3, 4, 128, 16, 8, 0.3),

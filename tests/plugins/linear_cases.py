@@ -30,7 +30,8 @@ def _experts(
     fmt: str = "fp4",
     twice: bool = False,
 ) -> Case:
-    """`beyond`: experts after the range; `twice`: a token's second expert is its first again. Padding holds NaN."""
+    """`beyond`: experts after the range; `twice`: a token's second expert is its first again. Padding holds NaN, and
+    indices of which one is no expert and the others are."""
     hidden, inner = widths
 
     def make(g: Gen) -> tuple[object, ...]:
@@ -44,7 +45,7 @@ def _experts(
             indices[..., 1] = indices[..., 0]
         x, weights = g.x(batch, tokens, hidden) * 4, g.f32(batch, tokens, k).abs()
         for b, n in enumerate(rows):
-            x[b, n:], weights[b, n:], indices[b, n:] = torch.nan, torch.nan, 10**12
+            x[b, n:], weights[b, n:], indices[b, n:, 0] = torch.nan, torch.nan, 10**12
         return x, weights, indices, weight, scale, expert_rows, torch.tensor(rows), 10.0, begin, fmt
 
     return Case(name, make)
