@@ -30,12 +30,14 @@ char const* name_of(AttributeType type) {
   return "?";
 }
 
-// `rms_norm 1(x bf16, weight bf16; eps float) -> y bf16`, an output that shares a buffer as `ring_out bf16 @2`.
+// `rms_norm 1(x bf16, weight bf16; eps float) -> y bf16`, an output that shares a buffer as `ring_out bf16 @2`, rows that
+// may be packed as `ring bf16 ~1`, after the input that has the width of native ones.
 std::string signature(OpInfo const& op) {
   std::string text = std::string(op.name) + " " + op.version + "(";
   char const* separator = "";
   for (InputInfo const& input : op.inputs) {
     text += separator + std::string(input.name) + " " + name_of(input.type);
+    if (input.row_like >= 0) text += " ~" + std::to_string(input.row_like);
     separator = ", ";
   }
   separator = "; ";

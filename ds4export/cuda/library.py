@@ -65,7 +65,11 @@ def attribute_kinds(op: OpDef) -> dict[str, str]:
 def signature(op: OpDef) -> str:
     """What plugins/launchers.cpp says of an op: `rms_norm 1(x bf16, weight bf16; eps float) -> y bf16`."""
     aliases, order = op.aliases or {}, list(op.inputs)
-    inputs = [f"{name} {TYPE_NAMES[kind]}" for name, kind in op.inputs.items()]
+    inputs = [
+        f"{name} {TYPE_NAMES[kind]}"
+        + (f" ~{order.index(op.cache[name].like)}" if name in op.cache else "")
+        for name, kind in op.inputs.items()
+    ]
     outputs = [
         f"{name} {TYPE_NAMES[kind]}"
         + (f" @{order.index(aliases[name])}" if name in aliases else "")
@@ -133,8 +137,9 @@ class KernelLibrary:
         Raises:
             RuntimeInputError: a tensor, shape or attribute that the kernel does not take.
         """
-        _check_tensors(op, inputs, op.inputs)
-        _check_tensors(op, outputs, op.outputs)
+        wanted = dtypes(op, inputs)
+        _check_tensors(op, dict(zip(op.inputs, inputs, strict=True)), wanted)
+        _check_tensors(op, dict(zip(op.outputs, outputs, strict=True)), wanted)
         text = self._c.ds4_launch(
             self._index[op.name],
             _described([*inputs, *outputs]),
@@ -189,15 +194,30 @@ def _check_signature(path: Path, name: str, found: str) -> None:
         )
 
 
-def _check_tensors(op: OpDef, tensors: Sequence[Tensor], kinds: Mapping[str, str]) -> None:
-    assert len(tensors) == len(kinds), f"{op.name}: {len(tensors)} tensors, expected {len(kinds)}"
-    for tensor, (name, kind) in zip(tensors, kinds.items(), strict=True):
-        expected = DTYPES[TYPE_NAMES[kind]]
-        if tensor.dtype != expected:
+def dtypes(op: OpDef, inputs: Sequence[Tensor]) -> dict[str, torch.dtype]:
+    """What each tensor of a call must be: cache rows of another width than native ones are packed bytes."""
+    given = dict(zip(op.inputs, inputs, strict=True))
+    wanted = {name: DTYPES[TYPE_NAMES[kind]] for name, kind in op.inputs.items()}
+    for name, rows in op.cache.items():
+        if given[name].shape[-1:] != given[rows.like].shape[-1:]:
+            wanted[name] = torch.int8
+    shared = op.aliases or {}
+    outputs = {
+        name: wanted[shared[name]] if name in shared else DTYPES[TYPE_NAMES[kind]]
+        for name, kind in op.outputs.items()
+    }
+    return wanted | outputs
+
+
+def _check_tensors(
+    op: OpDef, tensors: Mapping[str, Tensor], wanted: Mapping[str, torch.dtype]
+) -> None:
+    for name, tensor in tensors.items():
+        if tensor.dtype != wanted[name]:
             raise RuntimeInputError(
                 f"`{name}` of `{op.name}` has a dtype that no kernel takes",
                 found=tensor.dtype,
-                expected=expected,
+                expected=wanted[name],
                 hint="kernels compute official numerics, with E8M0 scales",
             )
         assert tensor.is_contiguous(), f"{op.name}: `{name}` is not contiguous"

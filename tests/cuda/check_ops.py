@@ -17,6 +17,7 @@ from ds4export.ops._define import Case, OpDef
 from ds4export.parity.reference import call_reference
 from tests.cuda.cases import arguments_of
 from tests.cuda.judge import Finding, judge
+from tests.plugins.packed_cases import assert_as_native, is_packed
 
 MOST_WRONG = 5
 
@@ -75,7 +76,29 @@ def _check_case(caller: Caller, op: OpDef, case: Case, device: str, check: OpChe
         for name, before, after in zip(op.inputs, inputs, there, strict=True)
         if not same_bits(before, after.cpu())
     ]
+    if is_packed(op, inputs):
+        wrong += _unlike_native(caller, op, inputs, attributes, got)
     return wrong or _repeated(caller, op, there, attributes, got)
+
+
+def _unlike_native(
+    caller: Caller,
+    op: OpDef,
+    inputs: Sequence[Tensor],
+    attributes: Sequence[Any],
+    got: Sequence[Tensor],
+) -> list[str]:
+    """A packed result must be, bit by bit, the kernel's own on native rows, packed again."""
+    device = got[0].device
+
+    def native(rows: Sequence[Tensor]) -> list[Tensor]:
+        return [t.cpu() for t in caller(op, [x.to(device, copy=True) for x in rows], attributes)]
+
+    try:
+        assert_as_native(op, inputs, attributes, [t.cpu() for t in got], native)
+    except AssertionError as error:
+        return [str(error)]
+    return []
 
 
 def _repeated(

@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ds4export.ops._define import BOUNDARY
+from ds4export.ops._packed import unpacked
 from ds4export.parity import compare
 from ds4export.parity.bounds import IDENTICAL, is_rounded
 from ds4export.parity.choices import Flips
 from ds4export.parity.metrics import Difference, difference
 from ds4export.parity.reference import Call
+from tests.plugins.packed_cases import is_packed, rope_dims_of, unpacked_outputs
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,24 @@ def judge(call: Call, got: Sequence[Tensor], *, whole: bool = True) -> list[Find
     """
     found = [tensor.cpu() for tensor in got]
     assert len(found) == len(call.outputs), f"{call.op.name}: {len(found)} outputs"
+    if is_packed(call.op, call.inputs):
+        found = unpacked_outputs(call.op, call.inputs, found)
+        call = _native(call)
     return [
         _judged(call, name, mine, want, found, whole)
         for name, mine, want in zip(call.op.outputs, found, call.outputs, strict=True)
     ]
+
+
+def _native(call: Call) -> Call:
+    """The call with packed rows as bf16."""
+    given = dict(zip(call.op.inputs, call.inputs, strict=True))
+    outputs = unpacked_outputs(call.op, call.inputs, call.outputs)
+    for name, rows in call.op.cache.items():
+        width = given[rows.like].shape[-1]
+        if given[name].dtype == torch.int8:
+            given[name] = unpacked(given[name], rows.kind, width, rope_dims_of(given))
+    return replace(call, inputs=tuple(given.values()), outputs=tuple(outputs))
 
 
 def run_failure(found: Finding, call: Call) -> str:

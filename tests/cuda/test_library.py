@@ -77,6 +77,7 @@ def test_no_library_is_refused(library: KernelLibrary) -> None:
 def test_signature_names_shared_buffers_and_text() -> None:
     assert signature(ALL_OPS["moe"]).endswith("weight_format str) -> partial float32")
     assert signature(ALL_OPS["attention_window"]).endswith("-> o bf16, ring_out bf16 @2")
+    assert "(q bf16, kv bf16, ring bf16 ~1, sink float32" in signature(ALL_OPS["attention_window"])
     assert signature(ALL_OPS["mtp_merge"]) == "mtp_merge 1(e bf16, h bf16) -> out bf16"
 
 
