@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ds4export.cuda.build import Target, build_library
+from ds4export.cuda.build import Target, build_library, find_nvcc
 from ds4export.cuda.library import KernelLibrary
 from ds4export.cuda.register import Caller
 from ds4export.errors import ParityError, RuntimeInputError, ToolchainError
@@ -31,11 +31,11 @@ NAME = "torch-cuda"
 Node = tuple[str, tuple[Any, ...], Sequence[str], Sequence[str]]
 
 
-def caller_for_gpu() -> Caller:
-    """The kernels, built for the GPU that torch sees.
+def check_gpu() -> None:
+    """Refuse a machine on which the back end cannot work.
 
     Raises:
-        ToolchainError: there is no GPU or no compiler, or a compile fails.
+        ToolchainError: torch sees no GPU, or there is no compiler.
     """
     if not torch.cuda.is_available():
         raise ToolchainError(
@@ -43,6 +43,16 @@ def caller_for_gpu() -> Caller:
             found=f"torch {torch.__version__} sees none",
             hint="use --backend onnxruntime",
         )
+    find_nvcc()
+
+
+def caller_for_gpu() -> Caller:
+    """The kernels, built for the GPU that torch sees.
+
+    Raises:
+        ToolchainError: as `check_gpu`, or a compile fails.
+    """
+    check_gpu()
     major, minor = torch.cuda.get_device_capability()
     return Caller(KernelLibrary(build_library(Target(10 * major + minor)).library), in_place=True)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ds4export.ptxhost.toolchain import REPOSITORY
-from tests.cuda.child import BEGIN, FACTS, RESULT
+from tests.cuda.child import BEGIN, FACTS, NOT_RUN, RESULT
 
 MOST_STARTS = 4
 TIMED_OUT = 124  # as `timeout` has it
@@ -73,7 +73,7 @@ def run_parts(what: str, names: Sequence[str], stage: Stage) -> Parts:
         left = left[num_results + 1 :]
         if not left:
             break
-    found.not_run = [f"{what} {name}: {reason}" for name in left]
+    found.not_run += [f"{what} {name}: {reason}" for name in left]
     found.seconds = time.monotonic() - start
     return found
 
@@ -121,6 +121,8 @@ def read_results(path: Path, found: Parts) -> tuple[str | None, int]:
                 found.facts = entry["what"]
             case kind if kind == BEGIN:
                 begun = entry["what"]
+            case kind if kind == NOT_RUN:
+                found.not_run.append(entry["what"])
             case kind if kind == RESULT:
                 found.results.append(entry["what"])
                 found.wrong += entry["what"].get("wrong", [])

@@ -18,12 +18,12 @@ from typing import Any
 import pytest
 
 from ds4export.cuda import bare
-from ds4export.cuda.build import Target, build_library
+from ds4export.cuda.build import Target, _launcher, build_library, registered_ops
 from ds4export.errors import ToolchainError
 from ds4export.ops import ALL_OPS
 from ds4export.ptxhost.build import Variant, build_host
 from ds4export.ptxhost.library import embedded_ptx
-from ds4export.ptxhost.toolchain import REPOSITORY, find_toolchain
+from ds4export.ptxhost.toolchain import PLUGINS, REPOSITORY, find_toolchain
 from tests.cuda.parts import Stage, run_parts
 from tests.cuda.sanitizers import CONTROLS, faulty_library, sanitize
 from tests.cuda.session import Outcome
@@ -91,6 +91,24 @@ def test_a_forbidden_package_cannot_be_imported(tmp_path: Path) -> None:
         check=False,
     )
     assert "ModuleNotFoundError: No module named 'onnx_ir'" in done.stderr
+
+
+def test_every_module_of_the_check_can_be_imported_there(tmp_path: Path) -> None:
+    stems = [path.stem for path in Path(__file__).parent.glob("*.py")]
+    names = [f"tests.cuda.{s}" for s in stems if not s.startswith(("test_", "conftest", "__"))]
+    names += ["tests.plugins.faults", "tests.plugins.host", "ds4export.cuda.runner"]
+    text = "from ds4export.cuda.bare import *; print(allow_absent_packages())\n"
+    text += "".join(f"import {name}\n" for name in names)
+    done = subprocess.run(
+        [sys.executable, "-c", text],
+        cwd=REPOSITORY,
+        env=bare_environment(tmp_path),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(bare.PACKAGES)
 
 
 def test_a_placeholder_refuses_to_be_used() -> None:
@@ -162,8 +180,6 @@ def test_a_failed_compile_is_an_error(tmp_path: Path) -> None:
 
 
 def test_every_op_with_a_kernel_has_a_launcher_that_the_build_finds() -> None:
-    from ds4export.cuda.build import PLUGINS, _launcher, registered_ops
-
     assert set(registered_ops()) <= set(ALL_OPS)
     for op in registered_ops():
         assert _launcher(op, PLUGINS).name.endswith("_launch.cu")
