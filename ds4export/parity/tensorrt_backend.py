@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from ds4export.artefact.manifest import RESULT, STEP, GraphInfo, TensorInfo
+from ds4export.artefact.manifest import RESULT, STATE, STEP, GraphInfo, TensorInfo
 from ds4export.engine.build import refuse_float32
 from ds4export.engine.plan import PlanBuilder, lower, read_graph
-from ds4export.engine.plugins import DOES_NOTHING, check_ops, find_library, identify, loaded
+from ds4export.engine.plugins import DOES_NOTHING, check_ops, find_library, identify
 from ds4export.engine.profile import DEFAULT_CHUNK, Shapes, Sizes, StepShape, profiles_of
 from ds4export.engine.tensorrt import RTX, RTX_TARGETS, Flavour, open_flavour
 from ds4export.errors import Ds4Error, ParityError, ToolchainError
@@ -34,6 +35,7 @@ from ds4export.runtime.device import Device
 from ds4export.runtime.runner import Runner
 from ds4export.runtime.trt_binding import PlanShape
 from ds4export.runtime.trt_checks import THIS_GPU
+from ds4export.runtime.trt_library import shared_library
 from ds4export.runtime.trt_once import run_once
 from ds4export.runtime.trt_plan import PlanReader
 from ds4export.runtime.trt_runner import PlanSource, TrtRunner
@@ -108,7 +110,9 @@ class TensorRtBackend:
         self._reader = PlanReader(machine.flavour)
         library = identify(machine.library)
         _check_kernels(library.kind, machine.library)
-        ops = self._stack.enter_context(loaded(machine.library, library, machine.flavour.module))
+        ops = self._stack.enter_context(
+            shared_library(machine.library, library, machine.flavour.module)
+        )
         check_ops(ops, subject.manifest.ops, machine.library)
         self._plans: dict[tuple[Any, ...], _Part] = {}
 
@@ -163,14 +167,18 @@ class TensorRtBackend:
     def trace(
         self, graph: str, feeds: Mapping[str, Array], taps: Sequence[str]
     ) -> dict[str, Array]:
-        model = _lowered(with_taps(self.subject.graphs[graph], taps))
+        # a cache that goes in has to come out, whoever looks at it
+        states = [o.name for o in self.subject.manifest.graphs[graph].outputs if o.kind == STATE]
+        outputs = list(dict.fromkeys((*taps, *states)))
+        model = _needed(_lowered(with_taps(self.subject.graphs[graph], outputs)))
         names = [str(v.name) for v in model.graph.inputs]
         arrays = {n: feeds[n] if n in feeds else self.subject.fixed(graph, n) for n in names}
         known = {n: np.ascontiguousarray(a) for n, a in arrays.items() if a is not None}
         assert len(known) == len(names), f"fed by nothing: {set(names) - set(known)}"
-        shared = {t: t.removesuffix("_out") for t in taps if t.removesuffix("_out") in known}
+        shared = {name: name.removesuffix("_out") for name in states}
         with _as_parity_error(graph):
-            return self._execute(self._build(graph, model, known), known, shared)
+            made = self._execute(self._build(graph, model, known), known, shared)
+        return {name: made[name] for name in taps}
 
     def _run(
         self,
@@ -255,6 +263,14 @@ def _check_kernels(kind: str, library: Path) -> None:
 def _lowered(model: ir.Model) -> ir.Model:
     """Lowering works in place; functions of a cut are shared with the artefact's own model."""
     return lower(ir.from_proto(ir.to_proto(model)))
+
+
+def _needed(model: ir.Model) -> ir.Model:
+    """Without nodes and inputs that no output hangs on: TensorRT would leave them out without a word."""
+    RemoveUnusedNodesPass()(model)
+    for value in [v for v in model.graph.inputs if not v.uses()]:
+        model.graph.inputs.remove(value)
+    return model
 
 
 def _info(value: ir.Value, kind: str) -> TensorInfo:

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from ds4export.artefact import Artefact
-from ds4export.engine.plugins import check_ops, find_library, loaded
+from ds4export.engine.plugins import check_ops, find_library
 from ds4export.engine.reader import Engine, check_library, open_engine
 from ds4export.engine.tensorrt import open_flavour
 from ds4export.errors import RuntimeInputError
@@ -28,6 +28,7 @@ from ds4export.runtime.trt_binding import (
     plan_bindings,
 )
 from ds4export.runtime.trt_checks import check_flavour, check_gpu, check_source
+from ds4export.runtime.trt_library import shared_library
 from ds4export.runtime.trt_plan import PlanReader
 from ds4export.runtime.trt_runner import PlanSource, TrtRunner
 
@@ -98,7 +99,7 @@ def _load(
     )
     reader = PlanReader(flavour)  # before the library: it has the logger
     resources = stack.enter_context(ExitStack())
-    ops = resources.enter_context(loaded(library, manifest.plugins, flavour.module))
+    ops = resources.enter_context(shared_library(library, manifest.plugins, flavour.module))
     check_ops(ops, manifest.ops, library)
     plans = {n: PlanSource(s, engine.read_plan(n)) for n, s in shapes.items()}
     return TrtRunner(

@@ -14,9 +14,12 @@ import numpy as np
 import pytest
 
 from ds4export.artefact import open_artefact_folder
+from ds4export.artefact.manifest import STATE
+from ds4export.engine.tensorrt import RTX, open_flavour
 from ds4export.errors import ExportError, ParityError, ToolchainError
 from ds4export.model.weights import array_from_tensor
 from ds4export.parity import tensorrt_backend as module
+from ds4export.parity import verify
 from ds4export.parity.layer_run import seeded_streams
 from ds4export.parity.onnx_backend import check_cuda
 from ds4export.parity.scenario import make_scenario
@@ -30,8 +33,8 @@ from ds4export.parity.tensorrt_backend import (
 )
 from ds4export.parity.torch_backend import TorchBackend
 from ds4export.runtime.kv_cache import allocate_state
-from tests.engine.kit import shells
-from tests.kit.artefacts import exported
+from tests.engine.kit import RTX_MISSING, shells
+from tests.kit.artefacts import exported, quiet
 from tests.runtime.trt_kit import assert_same_bits, flavour, open_device, without_mark
 
 NAME = "tiny-base"
@@ -146,8 +149,8 @@ def test_a_traced_graph(backend: TensorRtBackend, subject: Subject, graph: str) 
     values = values_of(subject, graph, 3)
     nodes = subject.graphs[graph].nodes
     taps = [nodes[0].outputs[0], nodes[3].outputs[0], *(nodes[-1].outputs)]
-    states = [o.name for o in subject.manifest.graphs[graph].outputs if o.kind == "state"]
-    taps = [*taps, *states]
+    states = [o.name for o in subject.manifest.graphs[graph].outputs if o.kind == STATE]
+    taps = [*taps, states[-1]]
     feeds = {n: v for n, v in values.items() if not any(n in node.outputs for node in nodes)}
     got = backend.trace(graph, feeds, taps)
     assert list(got) == taps
@@ -201,6 +204,60 @@ def test_a_part_that_does_not_build_or_run_is_a_finding(
     monkeypatch.setattr(trt.IExecutionContext, "execute_async_v3", lambda *_: False)
     with pytest.raises(ParityError, match="cannot run the step"):
         backend.run_op(node, inputs)
+
+
+@pytest.mark.parametrize("graph", ["main", "mtp"])
+def test_parts_are_built_by_the_real_tensorrt(
+    subject: Subject, library: Path, graph: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every op, every half and the graph with taps: for a GPU of tomorrow, with one plugin record for each node."""
+    pytest.importorskip("tensorrt_rtx", reason=RTX_MISSING)
+    monkeypatch.setenv("DS4_HOST_CAPABILITY", "120")
+    made = TensorRtBackend(subject, Machine(open_flavour(RTX), library, open_device))
+    built: list[str] = []
+
+    def executed(part: Any, arrays: Any, shared: Any) -> dict[str, Any]:
+        """What a GPU would do; here the plan is what is asked for."""
+        built.append(part.tensors.file)
+        return {t.name: np.empty(0) for t in part.tensors.outputs}
+
+    monkeypatch.setattr(made, "_execute", executed)
+    values = values_of(subject, graph, 5)
+    nodes = {(n.op, n.attributes): n for n in subject.graphs[graph].nodes}.values()
+    for node in nodes:
+        made.run_op(node, inputs_of(subject, values, node))
+    halves = subject.graphs[graph].halves
+    for half in halves:
+        made.run_half(half, inputs_of(subject, values, half))
+    produced = {name for node in subject.graphs[graph].nodes for name in node.outputs}
+    feeds = {n: v for n, v in values.items() if n not in produced}
+    made.trace(graph, feeds, [subject.graphs[graph].nodes[4].outputs[0]])
+    assert len(built) == len(nodes) + len(halves) + 1
+    assert built[-1] == graph
+
+
+@pytest.mark.slow
+def test_a_whole_verification_passes(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`verify` over the stand-ins: every level, every step, coverage."""
+    machine = Machine(flavour(), library, open_device)
+    monkeypatch.setattr(verify, "check_backend", lambda _: None)
+    monkeypatch.setattr(
+        verify, "open_backend", lambda _, subject: TensorRtBackend(subject, machine)
+    )
+    options = verify.VerifyOptions(backend=RTX)
+    report = verify.verify_artefact(exported(NAME, official=True), options, quiet())
+    assert report.passed, report.first_divergence
+    assert report.backend == RTX
+    assert not machine.flavour.module.IExecutionContext.errors
+
+
+@pytest.mark.gpu
+def test_ops_on_a_real_gpu(subject: Subject, values: dict[str, Any]) -> None:
+    """Needs TensorRT and `make plugins`; bounds are those of `verify`, here only that each part runs."""
+    made = tensorrt_backend(subject, RTX)
+    for node in subject.graphs["main"].nodes:
+        for array in made.run_op(node, inputs_of(subject, values, node)):
+            assert array.size
 
 
 def test_float32_is_refused(library: Path) -> None:

@@ -101,6 +101,18 @@ def test_runs(engine: Path, library: Path, machine: Flavour, rng: np.random.Gene
     assert device.free_bytes() == device.facts.total_bytes
 
 
+def test_two_runners_share_the_library(engine: Path, library: Path, machine: Flavour) -> None:
+    """TensorRT loads a library once; it stays until the last runner has gone."""
+    registry = machine.module.get_plugin_registry()
+    first, second = opened(engine, library), opened(engine, library, num_slots=1)
+    assert registry.loaded == [str(library)]
+    first.close()
+    assert registry.loaded == [str(library)]
+    second.close()
+    assert registry.loaded == []
+    opened(engine, library).close()
+
+
 def refused(kind: type[Ds4Error], what: str, *arguments: Any, **options: Any) -> Ds4Error:
     with pytest.raises(kind, match=what) as caught:
         opened(*arguments, **options)

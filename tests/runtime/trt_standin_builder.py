@@ -105,13 +105,15 @@ class OnnxParser:
 
 
 class IPluginRegistry:
-    """Takes any library, and says that it has the ops of `ops`; `loaded` are the libraries that it holds."""
+    """Takes any library once, and says that it has the ops of `ops`; `loaded` are the libraries that it holds."""
 
     def __init__(self, ops: dict[str, int]) -> None:
         self.ops = ops
         self.loaded: list[str] = []
 
     def load_library(self, plugin_path: str) -> str | None:
+        if plugin_path in self.loaded:
+            return None
         self.loaded.append(plugin_path)
         return plugin_path
 
