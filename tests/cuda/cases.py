@@ -13,6 +13,8 @@ from ds4export.ops._define import Case, OpDef
 from ds4export.ptxhost.toolchain import REPOSITORY
 from tests.kit.op_cases import MORE_CASES
 
+LEAST_CASES = 3
+
 
 @cache
 def _tables() -> tuple[dict[str, Sequence[Case]], ...]:
@@ -43,12 +45,9 @@ def arguments_of(op: OpDef, case: Case) -> tuple[tuple[Any, ...], tuple[Any, ...
 
 
 def small(op: str, cases: Sequence[Case], most_elements: int, most_cases: int) -> tuple[Case, ...]:
-    """The first few cases that a sanitizer runs through in seconds."""
-    chosen = []
-    for case in cases:
-        inputs, _ = arguments_of(ALL_OPS[op], case)
-        if sum(tensor.numel() for tensor in inputs) <= most_elements:
-            chosen.append(case)
-        if len(chosen) == most_cases:
-            break
-    return tuple(chosen)
+    """The first few cases that a sanitizer runs through in seconds; the smallest ones where there are no such."""
+    sizes = [sum(t.numel() for t in arguments_of(ALL_OPS[op], case)[0]) for case in cases]
+    fitting = [case for case, size in zip(cases, sizes, strict=True) if size <= most_elements]
+    by_size = [cases[i] for i in sorted(range(len(cases)), key=sizes.__getitem__)]
+    others = [case for case in by_size if case not in fitting]
+    return tuple([*fitting, *others[: max(0, LEAST_CASES - len(fitting))]][:most_cases])

@@ -13,8 +13,9 @@ from ds4export.cuda.library import KernelLibrary, signature
 from ds4export.cuda.register import UNWRITTEN_INTEGER, Caller, registered
 from ds4export.errors import RuntimeInputError, ToolchainError
 from ds4export.ops import ALL_OPS
-from tests.cuda.cases import cases_of
+from tests.cuda.cases import cases_of, small
 from tests.cuda.check_ops import check_op
+from tests.cuda.child import SMALL_CASES, SMALL_ELEMENTS
 from tests.cuda.conftest import OPS
 from tests.plugins import host
 
@@ -40,6 +41,11 @@ def test_every_case(library: KernelLibrary, op: str) -> None:
 @pytest.mark.parametrize("op", list(ALL_OPS))
 def test_no_case_of_the_host_checks_is_left_out(op: str) -> None:
     assert {c.name for c in host.cases_of(op)} <= {c.name for c in cases_of(op)}
+
+
+@pytest.mark.parametrize("op", list(ALL_OPS))
+def test_a_sanitizer_gets_cases_of_every_op(op: str) -> None:
+    assert len(small(op, cases_of(op), SMALL_ELEMENTS, SMALL_CASES)) >= 3
 
 
 def test_torch_ops_run_by_the_kernels_and_then_by_the_references(library: KernelLibrary) -> None:
