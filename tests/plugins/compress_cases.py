@@ -15,7 +15,7 @@ from torch import Tensor
 from ds4export.ops import ALL_OPS
 from ds4export.ops._cases import Gen
 from ds4export.ops._define import Case
-from ds4export.ops._packed import packed as packed_rows
+from tests.plugins.packed_cases import packed_case
 
 Rows = list[tuple[int, int]]  # (position, new tokens) of each batch row
 FLASH, PRO, SMALL, ODD = 4096, 7168, 40, 33
@@ -52,9 +52,8 @@ def _case(
     rope_dims: int = 64,
     spare: int = 0,
     capacity: int | None = None,
-    packed: bool = False,
 ) -> Case:
-    """`spare`: ring rows beyond those of an entry; `capacity`: entries, else those needed and one; `packed`: layout."""
+    """`spare`: ring rows beyond those of an entry; `capacity`: entries, by default those needed and one more."""
     m, channels = RATIO[op], 2 if RATIO[op] == 4 else 1
 
     def make(g: Gen) -> tuple[object, ...]:
@@ -62,8 +61,8 @@ def _case(
         ring = _ring(g, op, rows, slots, channels * m + spare, width)
         entries = max(p + n for p, n in rows) // m + 1 if capacity is None else capacity
         cache = g.state(len(rows) + 1, entries + 1, width)
-        if packed:
-            cache = packed_rows(cache, ALL_OPS[op].cache["cache"].kind, rope_dims)
+        for slot, (p, _) in zip(slots, rows, strict=True):
+            cache[slot, p // m :] = torch.nan
         x = g.x(len(rows), tokens, hidden)
         for b, (_, n) in enumerate(rows):
             x[b, n:] = torch.nan
@@ -137,20 +136,21 @@ def _common(op: str) -> tuple[Case, ...]:
         _case(op, "spare rows", m + 2, [(2 * m - 1, m + 2), (9, 1), (0, 3)], spare=5),
         _case(op, "one token, spare rows", 1, [(2 * m - 1, 1), (m - 1, 1), (0, 1)], spare=5),
         _case(op, "short of an entry at the end of a million", m - 1, [late], capacity=2),
-        _case(op, "packed", m + 1, ragged, packed=True),
-        _case(
-            op,
-            "packed decode",
-            1,
-            [(m - 1, 1), (m, 1), (2 * m - 1, 0)],
-            width=WIDTH[op],
-            packed=True,
-        ),
-        _case(op, "packed, nothing new", 2, [(m - 1, 0), (0, 0)], packed=True),
         _case(op, "nothing new", 2, [(m - 1, 0), (0, 0)]),
         _case(op, "nothing new of one token", 1, [(m - 1, 0), (0, 0)]),
         _case(op, "no token", 0, [(7, 0)]),
     )
+
+
+def _packed(op: str, *cases: Case) -> tuple[Case, ...]:
+    m = RATIO[op]
+    own = (
+        _case(
+            op, "over the border of a block", m + 1, [(m - 1, m + 1), (2 * m, 1), (0, m), (5, 0)]
+        ),
+        _case(op, "decode", 1, [(m - 1, 1), (m, 1), (2 * m - 1, 0)], width=WIDTH[op]),
+    )
+    return tuple(packed_case(ALL_OPS[op], case) for case in (*own, *cases))
 
 
 def _widths(op: str) -> tuple[Case, ...]:
@@ -161,8 +161,6 @@ def _widths(op: str) -> tuple[Case, ...]:
         _case(op, "tiny-c", m + 2, rows, width=192),
         _case(op, "a last block of 46", m + 2, rows, width=60, rope_dims=14),
         _case(op, "a last block of 32", m + 2, rows, width=160),
-        _case(op, "packed tiny-c", m + 2, rows, width=192, packed=True),
-        _case(op, "packed, a last block of 32", m + 2, rows, width=160, packed=True),
     )
 
 
@@ -170,12 +168,14 @@ COMPRESS_CASES: dict[str, Sequence[Case]] = {
     CSA: (
         *_common(CSA),
         *_widths(CSA),
+        *_packed(CSA, *_widths(CSA)[::2]),
         _case(CSA, "last entry of a million", 2, [(LAST_POSITION - 1, 2)], width=8, rope_dims=4),
     ),
     HCA: (
         *_common(HCA),
         *_widths(HCA),
+        *_packed(HCA, *_widths(HCA)[::2]),
         _case(HCA, "last entry of a million", 1, [(LAST_POSITION, 1)]),
     ),
-    INDEX: _common(INDEX),
+    INDEX: (*_common(INDEX), *_packed(INDEX)),
 }
