@@ -48,7 +48,7 @@ class Caller:
         workspace = torch.empty(num_bytes, dtype=torch.int8, device=device) if num_bytes else None
         if workspace is not None and self.poison:
             workspace.fill_(-1)
-        self.library.launch(op, inputs, attributes, outputs, workspace, _stream(device))
+        self.library.launch(op, inputs, attributes, outputs, workspace, stream_of(device))
         return outputs
 
     def _outputs(
@@ -73,7 +73,8 @@ class Caller:
         return torch.full(like.shape, fill, dtype=like.dtype, device=device)
 
 
-def _stream(device: torch.device) -> int:
+def stream_of(device: torch.device) -> int:
+    """The handle of torch's current stream; 0 where there are no streams."""
     return int(torch.cuda.current_stream(device).cuda_stream) if device.type == "cuda" else 0
 
 

@@ -90,14 +90,14 @@ def _models(arguments: argparse.Namespace, write: Write) -> Iterator[Any]:
 def _timings(arguments: argparse.Namespace, write: Write) -> Iterator[Any]:
     import torch
 
-    from tests.cuda.timings import timings
+    from tests.cuda.timings import timings_of_flash
 
     memory = torch.cuda.get_device_properties(0).total_memory
     if memory < TIMINGS_BYTES:
         write(NOT_RUN, f"timings: {memory:,} bytes of memory, expected {TIMINGS_BYTES:,}")
         return
     write(BEGIN, "timings")
-    yield from timings(_caller(arguments.library, poison=False))
+    yield from timings_of_flash(_caller(arguments.library, poison=False))
 
 
 def _caller(library: Path, *, poison: bool = True) -> Any:

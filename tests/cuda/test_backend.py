@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,9 +17,10 @@ from ds4export.cuda.backend import KernelBackend, caller_for_gpu
 from ds4export.cuda.library import KernelLibrary
 from ds4export.cuda.register import Caller
 from ds4export.errors import RuntimeInputError, ToolchainError
+from ds4export.ops import ALL_OPS
 from ds4export.parity.subject import Subject
 from ds4export.ptxhost.toolchain import REPOSITORY, find_toolchain
-from tests.cuda.stand_in import build_stand_in
+from tests.cuda.stand_in import StandIn, build_stand_in
 from tests.kit.artefacts import exported
 
 
@@ -27,15 +29,19 @@ def artefact() -> Path:
     return exported("tiny-a", official=True, layers=(0, 1))
 
 
-@pytest.mark.slow
-def test_a_layer_of_an_artefact(artefact: Path) -> None:
+@pytest.fixture(scope="module")
+def whole() -> StandIn:
     try:
         find_toolchain()
     except ToolchainError as error:
         pytest.skip(error.what)
-    stand_in = build_stand_in(sorted(Subject(open_artefact_folder(artefact)).ops))
+    return build_stand_in(None)
+
+
+def run(stand_in: StandIn, module: str, *arguments: Path) -> Any:
+    """What a module of tests/cuda prints, run on the stand-in runtime."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.cuda.backend_run", artefact, stand_in.build.library],
+        [sys.executable, "-m", f"tests.cuda.{module}", *map(str, arguments)],
         cwd=REPOSITORY,
         env={**os.environ, **stand_in.settings(), "PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
@@ -44,13 +50,26 @@ def test_a_layer_of_an_artefact(artefact: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    return json.loads(done.stdout)
+
+
+@pytest.mark.slow
+def test_a_layer_of_an_artefact(whole: StandIn, artefact: Path) -> None:
+    found = run(whole, "backend_run", artefact, whole.build.library)
     assert {"streams 0", "streams 1", "state.layers.0.window"} <= set(found["run"])
     assert {"layers.0/attn", "layers.0/ffn", "trace"} <= set(found["parts"])
     assert len(found["parts"]) > 15
     # One layer, so that no flipped expert is carried on; what a planted fault gives is above 0.1.
     assert max(found["run"].values()) < 0.02, found["run"]
     assert max(found["parts"].values()) < 0.02, found["parts"]
+
+
+@pytest.mark.slow
+def test_every_op_of_a_step_can_be_timed(whole: StandIn) -> None:
+    found = run(whole, "timings_run", whole.build.library)
+    assert len(found) == 50
+    assert {timing["op"] for timing in found} == set(ALL_OPS) - {"mtp_merge"}
+    assert all(t["median_us"] > 0 and t["num_bytes"] > 0 and t["bound_us"] > 0 for t in found)
 
 
 def test_float32_is_refused(library: KernelLibrary) -> None:

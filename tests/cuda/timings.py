@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ds4export.checkpoint.presets import FLASH
 from ds4export.config import ModelConfig
-from ds4export.cuda.register import Caller
+from ds4export.cuda.register import Caller, stream_of
 from ds4export.cuda.runner import KernelRunner
 from ds4export.model.transformer import Transformer
 from ds4export.ops import ALL_OPS
@@ -138,54 +138,65 @@ def _in_feed_forward(call: Call, seen: Counter[tuple[str, str]]) -> bool:
     return call.op.name in ("hc_pre", "hc_post") and seen[call.op.name, ""] % 2 == 1
 
 
-def timings(caller: Caller, chunks: Sequence[Chunk] = CHUNKS) -> Iterator[Timing]:
+Launch = Callable[[], None]
+Timer = Callable[[Launch], list[float]]  # the microseconds of several launches
+
+
+class EventTimer:
+    """CUDA events around each launch, the L2 cache overwritten before it."""
+
+    def __init__(self) -> None:
+        self.flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device="cuda")
+
+    def __call__(self, launch: Launch) -> list[float]:
+        times = []
+        for number in range(NUM_WARM + NUM_TIMES):
+            self.flush.fill_(number)
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            launch()
+            end.record()
+            end.synchronize()
+            times.append(begin.elapsed_time(end) * 1e3)
+        return times[NUM_WARM:]
+
+
+def timings_of_flash(caller: Caller) -> Iterator[Timing]:
     """All ops of all chunks on the CUDA device."""
-    config, name = three_layers(), torch.cuda.get_device_name()
-    published = known_device(name)
-    model, flush = (
-        seeded_model(config, "cuda"),
-        torch.empty(FLUSH_BYTES, dtype=torch.int8, device="cuda"),
-    )
-    for chunk in chunks:
-        calls = record_step(model, caller, chunk)
-        wanted = step_ops(config, chunk, published or DEVICES[0])
-        for call, known in matched(calls, wanted):
-            times = _times(caller, call, flush)
-            moved, flops = (
-                sum(getattr(k, field) for k in known.kernels) for field in ("compulsory", "flops")
-            )
-            bound = max(sides(known.kernels, published)) * 1e6 if published else 0.0
-            where = f"{chunk.batch} x {chunk.tokens} at {chunk.context}"
-            yield Timing(
-                where,
-                known.op,
-                known.what,
-                statistics.median(times),
-                min(times),
-                moved,
-                flops,
-                bound,
-            )
+    published = known_device(torch.cuda.get_device_name())
+    model, timer = seeded_model(three_layers(), "cuda"), EventTimer()
+    for chunk in CHUNKS:
+        yield from timings(caller, model, chunk, published, timer)
 
 
-def _times(caller: Caller, call: Call, flush: Tensor) -> list[float]:
-    """Microseconds of launches of one call, state in place, each after the L2 cache was overwritten."""
+def timings(
+    caller: Caller, model: Transformer, chunk: Chunk, published: Device | None, timer: Timer
+) -> Iterator[Timing]:
+    """Every kind of op call of one step; without published peaks there is no bound."""
+    calls = record_step(model, caller, chunk)
+    where = f"{chunk.batch} x {chunk.tokens} at {chunk.context}"
+    for call, known in matched(calls, step_ops(model.config, chunk, published or DEVICES[0])):
+        times = timer(_launch(caller, call))
+        num_bytes = sum(k.compulsory for k in known.kernels)
+        flops = sum(k.flops for k in known.kernels)
+        bound = max(sides(known.kernels, published)) * 1e6 if published else 0.0
+        middle, least = statistics.median(times), min(times)
+        yield Timing(where, known.op, known.what, middle, least, num_bytes, flops, bound)
+
+
+def _launch(caller: Caller, call: Call) -> Launch:
+    """A launch of one call, again and again on the same tensors, state in place."""
     op, aliases = ALL_OPS[call.op.name], call.op.aliases or {}
     outputs = [
         call.input(aliases[name]) if name in aliases else torch.empty_like(like)
         for name, like in zip(op.outputs, call.outputs, strict=True)
     ]
-    inputs = [tensor.contiguous() for tensor in call.inputs]
+    inputs, device = [tensor.contiguous() for tensor in call.inputs], outputs[0].device
     num_bytes = caller.library.workspace_bytes(op, [*inputs, *outputs], call.attributes)
-    workspace = torch.empty(num_bytes, dtype=torch.int8, device="cuda") if num_bytes else None
-    stream = torch.cuda.current_stream().cuda_stream
-    times = []
-    for number in range(NUM_WARM + NUM_TIMES):
-        flush.fill_(number)
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        caller.library.launch(op, inputs, call.attributes, outputs, workspace, stream)
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end) * 1e3)
-    return times[NUM_WARM:]
+    workspace = torch.empty(num_bytes, dtype=torch.int8, device=device) if num_bytes else None
+
+    def launch() -> None:
+        library, stream = caller.library, stream_of(device)
+        library.launch(op, inputs, call.attributes, outputs, workspace, stream)
+
+    return launch
