@@ -69,7 +69,8 @@ class Caller:
     def _allocated(self, like: Tensor, device: torch.device) -> Tensor:
         if not self.poison:
             return torch.empty(like.shape, dtype=like.dtype, device=device)
-        fill = torch.nan if like.is_floating_point() else UNWRITTEN_INTEGER
+        floating = like.is_floating_point()
+        fill = torch.nan if floating else max(UNWRITTEN_INTEGER, torch.iinfo(like.dtype).min)
         return torch.full(like.shape, fill, dtype=like.dtype, device=device)
 
 

@@ -7,6 +7,7 @@ one reads, as a TensorRT runtime does it.
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,8 @@ class KernelRunner(TorchRunner):
     ) -> None:
         assert model.official, "kernels compute official numerics"
         super().__init__(model, num_slots=num_slots, max_context=max_context, fill=fill)
-        self.caller, self.device = caller, model.expert_rows.device.type
+        self.caller = replace(caller, in_place=True)
+        self.device = model.expert_rows.device.type
         self.state = {name: tensor.to(self.device) for name, tensor in self.state.items()}
 
     def step(
