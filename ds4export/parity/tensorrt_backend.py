@@ -125,15 +125,19 @@ class TensorRtBackend:
         }
         sizes = Sizes(max_context, num_slots, steps)
         plans = {name: self._whole(name, sizes) for name in self.subject.manifest.graphs}
-        runner = TrtRunner(
-            self.subject.artefact,
-            plans,
-            self._reader,
-            self._machine.open_device(),
-            num_slots=num_slots,
-            max_context=max_context,
-            fill=np.nan,
-        )
+        with ExitStack() as stack:
+            device = self._machine.open_device()
+            stack.callback(device.close)
+            runner = TrtRunner(
+                self.subject.artefact,
+                plans,
+                self._reader,
+                device,
+                num_slots=num_slots,
+                max_context=max_context,
+                fill=np.nan,
+            )
+            stack.pop_all()
         return TensorRtEndToEnd(runner)
 
     def _whole(self, name: str, sizes: Sizes) -> PlanSource:

@@ -17,8 +17,8 @@ from ds4export.artefact.weights import NUMPY
 from ds4export.errors import ToolchainError
 from ds4export.runtime.cuda_device import open_cuda_device
 from ds4export.runtime.device import Array, Device
+from ds4export.runtime.device_memory import MemoryPlan, check_memory
 from ds4export.runtime.ort_values import BFLOAT16_ONNX, numpy_value, ort_value
-from ds4export.runtime.trt_binding import MemoryPlan, check_memory
 
 Providers = tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"

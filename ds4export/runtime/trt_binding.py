@@ -7,20 +7,20 @@
     activations   one block for all plans, which run one after another; TensorRT says how large
 
 Owns the layout of the four blocks. Refuses graphs that bind one name to two kinds of bytes, a pool larger than the
-engine was built for, and a device on which the blocks do not fit.
+engine was built for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 
 from ds4export.artefact.manifest import STATE, WEIGHT, GraphInfo, TensorInfo
 from ds4export.artefact.weights import NUMPY
 from ds4export.engine.profile import Shapes
 from ds4export.errors import ArtefactError, CapacityError
-from ds4export.report import format_bytes
+from ds4export.runtime.device_memory import MemoryPlan
 from ds4export.runtime.step_cut import symbol_ranges
 
 WEIGHTS, STATES, IO, ACTIVATIONS = "weights", "state", "io", "activations"
@@ -56,27 +56,6 @@ class BindingPlan:
         """Bytes of a block, every region aligned."""
         ends = [r.offset + r.num_bytes for r in self.regions.values() if r.block == block]
         return max(ends, default=0)
-
-
-@dataclass(frozen=True)
-class MemoryPlan:
-    """Bytes of the device by what they are for."""
-
-    weights: int
-    state: int
-    io: int
-    activations: int = 0
-
-    @property
-    def total(self) -> int:
-        return self.weights + self.state + self.io + self.activations
-
-    def with_activations(self, num_bytes: int) -> MemoryPlan:
-        return replace(self, activations=num_bytes)
-
-    def __str__(self) -> str:
-        parts = ((n, getattr(self, n)) for n in ("weights", "state", "io", "activations"))
-        return ", ".join(f"{name} {format_bytes(size)}" for name, size in parts)
 
 
 def plan_bindings(
@@ -186,22 +165,6 @@ def _layout(sizes: Mapping[str, tuple[str, int, str]]) -> dict[str, Region]:
 def memory_of(plan: BindingPlan) -> MemoryPlan:
     """What the layout takes, activations not yet counted."""
     return MemoryPlan(*(plan.block_bytes(block) for block in (WEIGHTS, STATES, IO)))
-
-
-def check_memory(memory: MemoryPlan, free_bytes: int, total_bytes: int, where: object) -> None:
-    """Refuse a device that is too small.
-
-    Raises:
-        CapacityError: with what is needed, part by part, and what is free.
-    """
-    if memory.total > free_bytes:
-        raise CapacityError(
-            "weights and caches do not fit into the GPU's memory",
-            where=where,
-            found=f"{format_bytes(free_bytes)} free of {format_bytes(total_bytes)}",
-            expected=f"at least {format_bytes(memory.total)}: {memory}",
-            hint="open with smaller num_slots or max_context, or export fewer layers with --layers A:B",
-        )
 
 
 def check_pool(

@@ -13,15 +13,8 @@ from ds4export.artefact import Artefact
 from ds4export.artefact.manifest import TensorInfo
 from ds4export.errors import Ds4Error
 from ds4export.runtime.device import Array, Device
-from ds4export.runtime.trt_binding import (
-    ACTIVATIONS,
-    IO,
-    STATES,
-    WEIGHTS,
-    BindingPlan,
-    MemoryPlan,
-    check_memory,
-)
+from ds4export.runtime.device_memory import MemoryPlan, check_memory
+from ds4export.runtime.trt_binding import ACTIVATIONS, IO, STATES, WEIGHTS, BindingPlan
 
 _NAN_BYTE = 0xFF  # all ones are NaN in float32 and bfloat16
 

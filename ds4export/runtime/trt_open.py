@@ -19,14 +19,9 @@ from ds4export.engine.reader import Engine, check_library, open_engine
 from ds4export.engine.tensorrt import open_flavour
 from ds4export.errors import RuntimeInputError
 from ds4export.runtime.cuda_device import open_cuda_device
+from ds4export.runtime.device_memory import check_memory
 from ds4export.runtime.kv_cache import state_specs
-from ds4export.runtime.trt_binding import (
-    PlanShape,
-    check_memory,
-    check_pool,
-    memory_of,
-    plan_bindings,
-)
+from ds4export.runtime.trt_binding import PlanShape, check_pool, memory_of, plan_bindings
 from ds4export.runtime.trt_checks import check_flavour, check_gpu, check_source
 from ds4export.runtime.trt_library import shared_library
 from ds4export.runtime.trt_plan import PlanReader

@@ -132,10 +132,6 @@ class PlanContext:
         """The shape of an output, once all inputs have theirs."""
         return tuple(int(d) for d in self._context.get_tensor_shape(name))
 
-    def unspecified(self) -> list[str]:
-        """Inputs whose shape nobody has told."""
-        return [str(name) for name in self._context.infer_shapes()]
-
     def can_capture(self, stream: int) -> bool:
         """Whether TensorRT says that the stream can record an enqueue; a TensorRT that does not say it, can."""
         asks = getattr(self._context, "is_stream_capturable", None)

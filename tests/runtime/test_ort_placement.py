@@ -141,3 +141,16 @@ def test_a_provider_that_onnx_runtime_leaves_out_is_not_left_unsaid() -> None:
     ):
         runner(placement)
     assert caught.value.found == CPU
+
+
+@pytest.mark.gpu
+def test_a_real_gpu_agrees_with_the_cpu(rng: np.random.Generator) -> None:
+    """Needs onnxruntime-gpu. Sums go in another order there: logits are close, not equal."""
+    made = runner(open_cuda_placement()), runner(HOST)
+    table = rng.integers(0, 1024, (2, 9))
+    got, want = (one.step(step_of(one, table, [2, 0], [0, 0])).logits for one in made)
+    assert got is not None
+    assert want is not None
+    assert np.linalg.norm(got - want) < 0.05 * np.linalg.norm(want)
+    for one in made:
+        one.close()

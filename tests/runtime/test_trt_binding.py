@@ -16,6 +16,7 @@ from ds4export.artefact import open_artefact_folder
 from ds4export.artefact.manifest import STATE, WEIGHT, GraphInfo, TensorInfo
 from ds4export.engine.profile import Sizes, profiles_of, sizes_of_artefact, state_bytes
 from ds4export.errors import ArtefactError, CapacityError
+from ds4export.runtime.device_memory import MemoryPlan, check_memory
 from ds4export.runtime.kv_cache import state_specs
 from ds4export.runtime.runner import StepInputs
 from ds4export.runtime.step_cut import ProfileRange, choose_profile, cut_step, profile_ranges
@@ -24,9 +25,7 @@ from ds4export.runtime.trt_binding import (
     IO,
     STATES,
     WEIGHTS,
-    MemoryPlan,
     PlanShape,
-    check_memory,
     check_pool,
     memory_of,
     plan_bindings,
@@ -55,7 +54,7 @@ def test_every_tensor_has_a_place_and_no_two_overlap() -> None:
         placed = sorted(
             (r for r in made.regions.values() if r.block == block), key=lambda r: r.offset
         )
-        assert all(r.offset % ALIGNMENT == 0 for r in placed)
+        assert all(r.offset % 256 == 0 for r in placed)  # what TensorRT asks of every address
         assert all(a.offset + a.num_bytes <= b.offset for a, b in pairwise(placed))
 
 

@@ -132,7 +132,7 @@ class IExecutionContext:
         return True
 
     def set_tensor_address(self, name: str, memory: int) -> bool:
-        if name not in self.engine.values or not memory:
+        if name not in self.engine.values or not memory or memory % 256:
             return False
         self._addresses[name] = memory
         return True
@@ -148,7 +148,7 @@ class IExecutionContext:
             self._shapes[name] = tuple(shape)
         return fits
 
-    def infer_shapes(self) -> list[str]:
+    def _unspecified(self) -> list[str]:
         return [str(v.name) for v in self.engine.inputs if self._shape(v) is None]
 
     def is_stream_capturable(self, stream: int) -> bool:
@@ -173,7 +173,7 @@ class IExecutionContext:
     def execute_async_v3(self, stream_handle: int) -> bool:
         """Enqueue with the shapes and addresses of now, as TensorRT does."""
         cls = type(self)
-        if self.infer_shapes() or set(self._addresses) != set(self.engine.names):
+        if self._unspecified() or set(self._addresses) != set(self.engine.names):
             return False
         shapes = {str(v.name): self._shape(v) for v in self.engine.inputs}
         addresses = dict(self._addresses)
