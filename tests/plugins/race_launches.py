@@ -102,16 +102,20 @@ def _experts(m: re.Match[str]) -> Iterator[Launch]:
 
 
 def _attend(m: re.Match[str]) -> Iterator[Launch]:
-    """One query of as many heads as the tile, less four: a list of 140, more than the ring of chunks holds."""
-    heads = int(m[2]) - 4
-    chosen = Data("u64", (*range(35), *[NONE] * 5))
+    """One query of as many heads as the tile, less four: a list longer than the ring of chunks, where heads are narrow.
+
+    Wide heads run the same code, at a cost that allows for two blocks of keys.
+    """
+    width, heads = int(m[1]), int(m[2]) - 4
+    window, num_chosen = (100, 40) if width < 512 else (50, 30)
+    chosen = Data("u64", (*range(num_chosen - 5), *[NONE] * 5))
     before: tuple[Argument, ...] = (P, P, P, P, chosen, P, P)
     at: tuple[Argument, ...] = (Data("u64", (1,)), Data("u64", (150,)), Data("u64", (1,)))
-    sizes = (1, heads, 32, 100, 111, 41, 40, 0)
-    for splits in (1, 2):
+    sizes = (1, heads, 32, window, window + 11, 41, num_chosen, 0)
+    for splits in (1, 2) if width == 64 else (1,):
         partial: tuple[Argument, ...] = (0, 0) if splits == 1 else (P, P)
         yield Launch(
-            f"a query, {heads} heads, list of 140, {splits} split{'s' * (splits - 1)}",
+            f"a query, {heads} heads, list of {window + num_chosen}, {splits} split{'s' * (splits - 1)}",
             (1, splits, 1),
             256,
             (*before, *at, P, *partial, *sizes),
