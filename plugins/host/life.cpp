@@ -44,7 +44,8 @@ PluginTensorDesc described(Value const& value) {
 DynamicPluginTensorDesc ranged(Value const& value) {
   PluginTensorDesc const exact = described(value);
   DynamicPluginTensorDesc out{exact, exact.dims, exact.dims, exact.dims};
-  if (out.desc.dims.nbDims) out.desc.dims.d[0] = -1;  // the first axis is dynamic
+  // The first axis is dynamic, but for vectors of weights: the width of a row is always known.
+  if (exact.dims.nbDims > 1 || (exact.dims.nbDims == 1 && value.type == DataType::kINT64)) out.desc.dims.d[0] = -1;
   return out;
 }
 
