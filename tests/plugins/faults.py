@@ -14,6 +14,7 @@ from ds4export.ptxhost.library import embedded_ptx
 from ds4export.ptxhost.toolchain import BUILD, Toolchain
 from tests.plugins.alone import ARCHITECTURE, alone
 from tests.plugins.check import check_numbers
+from tests.plugins.compress_faults import COMPRESS_FAULTS
 from tests.plugins.linear_faults import LINEAR_FAULTS
 from tests.plugins.packed_faults import PACKED_FAULTS
 from tests.plugins.row_faults import ROW_FAULTS
@@ -127,7 +128,7 @@ FAULTS = (
         "    __syncthreads();\n    choose_bin(list, wanted);",
         "    choose_bin(list, wanted);",
     ),
-    *(Fault(*f) for f in (*LINEAR_FAULTS, *PACKED_FAULTS, *ROW_FAULTS)),
+    *(Fault(*f) for f in (*COMPRESS_FAULTS, *LINEAR_FAULTS, *PACKED_FAULTS, *ROW_FAULTS)),
 )  # fmt: skip
 
 

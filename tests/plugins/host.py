@@ -19,6 +19,7 @@ from ds4export.ptxhost.toolchain import BUILD, PLUGINS
 from tests.kit import ops
 from tests.kit.compare import Difference, assert_close
 from tests.plugins.attention_cases import ATTENTION_CASES
+from tests.plugins.compress_cases import COMPRESS_CASES
 from tests.plugins.kernel_cases import KERNEL_CASES
 from tests.plugins.linear_cases import LINEAR_CASES
 from tests.plugins.packed_cases import (
@@ -30,7 +31,14 @@ from tests.plugins.packed_cases import (
 from tests.plugins.row_cases import ROW_CASES
 
 FORWARD = Schedule()
-TABLES = (KERNEL_CASES, ATTENTION_CASES, LINEAR_CASES, PACKED_CASES, ROW_CASES)
+TABLES = (
+    KERNEL_CASES,
+    ATTENTION_CASES,
+    COMPRESS_CASES,
+    LINEAR_CASES,
+    PACKED_CASES,
+    ROW_CASES,
+)
 
 
 def cases_of(name: str) -> tuple[Case, ...]:

@@ -30,8 +30,10 @@ def _experts(
     fmt: str = "fp4",
     twice: bool = False,
 ) -> Case:
-    """`beyond`: experts after the range; `twice`: a token's second expert is its first again. Padding holds NaN, and
-    indices of which one is no expert and the others are."""
+    """`beyond`: experts after the range; `twice`: a token's second expert is its first again.
+
+    Padding holds NaN, and indices of which one is no expert and the others are.
+    """
     hidden, inner = widths
 
     def make(g: Gen) -> tuple[object, ...]:

@@ -37,7 +37,7 @@ def test_registered_op_is_an_op_with_faults(op: str) -> None:
 @pytest.mark.parametrize("op", registered_ops())
 def test_folder_is_built(op: str) -> None:
     folders = re.search(
-        r"set\(folders (.*?)\)", (PLUGINS / "CMakeLists.txt").read_text(encoding="utf-8"), re.S
+        r"set\(folders\s+(.*?)\)", (PLUGINS / "CMakeLists.txt").read_text(encoding="utf-8"), re.S
     )
     assert folders
     assert FOLDERS.get(op, op) in folders[1].split()
