@@ -40,7 +40,7 @@ class Sass:
 
 def machine_code(library: Path, tools: Toolchain) -> list[Sass]:
     """One entry per kernel and architecture of the library."""
-    command = [tools.cuobjdump, "-sass", library]
+    command: list[str | Path] = [tools.cuobjdump, "-sass", library]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None, "a pipe was asked for"
         found = list(_counted(process.stdout))
