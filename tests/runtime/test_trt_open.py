@@ -6,6 +6,7 @@ that does not say of itself that it does nothing: the stand-in runs no plugin.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +18,11 @@ import pytest
 from ds4export.artefact import open_artefact_folder
 from ds4export.artefact.writer import staged_folder
 from ds4export.engine import build as stage
+from ds4export.engine.build import BuildOptions
 from ds4export.engine.plan import PlanBuilder, lower, read_graph
 from ds4export.engine.plugins import identify
 from ds4export.engine.profile import Sizes
-from ds4export.engine.tensorrt import Flavour
+from ds4export.engine.tensorrt import RTX, Flavour, open_flavour
 from ds4export.errors import (
     ArtefactError,
     CapacityError,
@@ -30,7 +32,7 @@ from ds4export.errors import (
 )
 from ds4export.runtime import trt_open
 from ds4export.runtime.trt_open import open_engine_runner
-from tests.engine.kit import shells
+from tests.engine.kit import RTX_MISSING, shells
 from tests.kit.artefacts import exported, quiet
 from tests.runtime.trt_kit import CONTEXT, SLOTS, STEPS, flavour, open_device, step_of, without_mark
 
@@ -265,3 +267,27 @@ def test_enterprise_engines_name_no_gpu(library: Path, built_with: Flavour, tmp_
     check_gpu(engine, "tensorrt", "10.16", "SM90")
     with pytest.raises(ToolchainError, match="another TensorRT"):
         check_gpu(engine, "tensorrt", "10.17", "SM90")
+
+
+@pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="this machine has a GPU")
+def test_a_real_plan_is_refused_by_the_real_tensorrt_for_want_of_a_driver(
+    library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All checks pass, the library is registered, TensorRT says why it cannot go on; nothing stays behind."""
+    pytest.importorskip("tensorrt_rtx", reason=RTX_MISSING)
+    folder = tmp_path / "e"
+    stage.build_engine(exported(**SOURCE), folder, BuildOptions(plugins=library), quiet())
+    devices: list[Any] = []
+
+    def open_one() -> Any:
+        devices.append(open_device())
+        return devices[-1]
+
+    monkeypatch.setattr(trt_open, "open_cuda_device", open_one)
+    registry = open_flavour(RTX).module.get_plugin_registry()
+    before = len(registry.all_creators)
+    error = refused(ToolchainError, "TensorRT cannot read the plan of `main`", folder, library)
+    assert "driver" in error.found
+    assert len(registry.all_creators) == before
+    assert devices[0].free_bytes() == devices[0].facts.total_bytes
+    assert devices[0].stream == 0
