@@ -5,7 +5,7 @@ Reads the manifest only, after opening has checked it. Says `built ahead of time
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from ds4export.engine.manifest import EngineGraph, EngineManifest
 from ds4export.engine.plugins import DOES_NOTHING
 from ds4export.engine.profile import Shapes
 from ds4export.engine.reader import Engine, is_engine, open_engine
+from ds4export.engine.tensorrt import ENTERPRISE, RTX, RTX_TARGETS
 from ds4export.report import format_bytes, format_count
 
 if TYPE_CHECKING:
@@ -29,6 +30,9 @@ GPUS = {
     "SM120": "RTX 50 series, RTX PRO 6000 Blackwell",
     "SM121": "DGX Spark",
 }
+# https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest, support matrix of 1.5; its builder also takes SM80.
+RTX_LISTED = ("SM86", "SM89", "SM120", "SM121")
+_RUNTIMES = {RTX: "TensorRT for RTX", ENTERPRISE: "TensorRT"}
 
 
 @dataclass(frozen=True)
@@ -39,10 +43,12 @@ class EngineSummary:
 
     def to_json(self) -> dict[str, Any]:
         m = self.manifest
+        runs_on = [t for t in m.targets if self.has_kernels]
         return {
             "hash": m.hash,
-            "runs_on": list(m.targets) if self.has_kernels else [],
-            "does_not_run_on": [t for t in GPUS if t not in m.targets or not self.has_kernels],
+            "runs_on": runs_on,
+            "does_not_run_on": [t for t in GPUS if t not in runs_on],
+            "outside_support_matrix": self._unlisted(),
             **m.to_json(),
         }
 
@@ -51,14 +57,18 @@ class EngineSummary:
         return self.manifest.plugins.kind != DOES_NOTHING
 
     def lines(self) -> list[str]:
-        m = self.manifest
-        layers = "{}:{}".format(*m.source.layers)
+        m, source = self.manifest, self.manifest.source
+        layers = "{}:{}".format(*source.layers)
+        library = f"{m.plugins.file}, {format_bytes(m.plugins.nbytes)}"
         rows = [
             ("engine", f"{m.hash[:12]}, built ahead of time {m.created}"),
-            ("model", f"{m.source.variant}, layers {layers} of {m.source.of_layers}"),
-            ("artefact", f"{m.source.hash[:12]}; its weights ({format_bytes(m.source.weight_bytes)}) "
-             "are bound at run time"),
-            ("wants", f"{m.flavour} {m.flavour_version}, plugins {m.plugins}"),
+            ("model", f"{source.variant}, layers {layers} of {source.of_layers}"),
+            ("artefact", f"{source.hash}"),
+            ("weights", f"{format_bytes(source.weight_bytes)} of its checkpoint, bound when the engine runs"),
+            ("wants", f"{_RUNTIMES[m.flavour]} {m.flavour_version}, this very version"),
+            ("plugins", library if self.has_kernels else f"{library}: no kernels, every plugin does nothing"),
+            ("  sha256", m.plugins.sha256),
+            ("  versions", ", ".join(f"{op} {version}" for op, version in m.ops.items())),
             *self._places(),
             ("limits", f"{m.max_context:,} tokens, {format_count(m.max_batch, 'sequence')}, state "
              f"{format_bytes(m.state_bytes)}, recipe {m.recipe or 'none'}"),
@@ -69,11 +79,31 @@ class EngineSummary:
 
     def _places(self) -> list[tuple[str, str]]:
         if not self.has_kernels:
-            return [("runs on", "nothing: its plugins do nothing, it was built to try the build")]
+            return [("runs on", "nothing: it was built to try the build")]
         targets = self.manifest.targets
-        here = [f"{t} ({GPUS[t]})" if t in GPUS else t for t in targets]
-        others = [f"{t} ({gpus})" for t, gpus in GPUS.items() if t not in targets]
-        return [("built for", "; ".join(here)), ("not for", "; ".join(others))]
+        others = [t for t in GPUS if t not in targets]
+        served = [t for t in others if self.manifest.flavour == ENTERPRISE or t in RTX_TARGETS]
+        unserved = [t for t in others if t not in served]
+        rows = [("built for", _gpus(targets))]
+        if self._unlisted():
+            rows.append(
+                ("  but", f"NVIDIA's list of GPUs for {RTX} lacks {_gpus(self._unlisted())}")
+            )
+        if served:
+            rows.append(("not for", f"{_gpus(served)}: build it again for them"))
+        if unserved:
+            hint = f"{RTX} does not serve them, build there with --target {ENTERPRISE}"
+            rows.append(("never on", f"{_gpus(unserved)}: {hint}"))
+        return rows
+
+    def _unlisted(self) -> list[str]:
+        """Targets that the builder takes, and that the support matrix of TensorRT for RTX does not list."""
+        rtx = self.manifest.flavour == RTX
+        return [t for t in self.manifest.targets if rtx and t not in RTX_LISTED]
+
+
+def _gpus(targets: Iterable[str]) -> str:
+    return "; ".join(f"{t} ({GPUS[t]})" if t in GPUS else t for t in targets)
 
 
 def summarise_folder(path: Path) -> CheckpointSummary | EngineSummary:
@@ -97,11 +127,13 @@ def summarise_engine(engine: Engine) -> EngineSummary:
     return EngineSummary(engine.manifest)
 
 
-def _graph_rows(name: str, graph: EngineGraph, plan_bytes: int) -> list[tuple[str, str]]:
+def _graph_rows(name: str, graph: EngineGraph, stored: int) -> list[tuple[str, str]]:
     count = format_count(sum(graph.nodes.values()), "plugin")
     inputs = format_count(len(graph.tensors.inputs), "input")
     ops = ", ".join(f"{op} {n}" for op, n in sorted(graph.nodes.items(), key=lambda i: -i[1]))
-    rows = [(name, f"plan {format_bytes(plan_bytes)}, {count}, {inputs}"), ("  ops", ops)]
+    sizes = f"plan {format_bytes(graph.plan_bytes)}, {format_bytes(stored)} stored"
+    records = format_count(graph.plugin_records, "record")
+    rows = [(name, f"{sizes}, {count} in {records}, {inputs}"), ("  plugins", ops)]
     return rows + [(f"  {step}", _shapes_text(shapes)) for step, shapes in graph.profiles.items()]
 
 

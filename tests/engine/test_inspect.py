@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from typer.testing import CliRunner
 
 from ds4export.cli import app
 from ds4export.engine.inspect import EngineSummary
+from ds4export.engine.reader import open_engine
 from tests.engine.kit import (
     LIBRARY,
     RTX_MISSING,
@@ -30,11 +32,17 @@ def test_inspect_says_what_wants_it_and_where_it_is_for():
     text = invoke("inspect", folder_without_tensorrt()).stdout
     for part in (
         "built ahead of time",
-        "wants          tensorrt-rtx 1.7.1.116, plugins libds4plugins_trt10.so",
+        "wants          TensorRT for RTX 1.7.1.116, this very version",
+        "plugins        libds4plugins_trt10.so, 1.0 kB",
+        f"  sha256       {LIBRARY.sha256}",
+        "  versions     ",
+        "moe 1",
+        f"artefact       {open_engine(folder_without_tensorrt()).manifest.source.hash}",
         "built for      SM80 (A100, A30); SM86",
-        "not for        SM90 (H100, H200); SM100 (B200)",
+        "  but          NVIDIA's list of GPUs for tensorrt-rtx lacks SM80 (A100, A30)",
+        "never on       SM90 (H100, H200); SM100 (B200): tensorrt-rtx does not serve them",
         "model          custom, layers 0:1 of 4",
-        "bound at run time",
+        "bound when the engine runs",
         "decode       ids [1, 1] .. [4, 1] .. [4, 1]",
     ):
         assert part in text, text
@@ -44,6 +52,31 @@ def test_inspect_as_json():
     raw = json.loads(invoke("inspect", folder_without_tensorrt(), "--json").stdout)
     assert raw["format"] == "ds4export-engine"
     assert raw["does_not_run_on"] == ["SM90", "SM100"]
+    assert raw["outside_support_matrix"] == ["SM80"]
+    assert raw["plugins"]["sha256"] == LIBRARY.sha256
+    assert raw["ops"]["moe"] == 1
+    assert raw["source"]["hash"] == open_engine(folder_without_tensorrt()).manifest.source.hash
+
+
+def test_an_engine_of_tensorrt_is_for_the_gpu_it_was_built_on():
+    manifest = open_engine(folder_without_tensorrt()).manifest
+    summary = EngineSummary(
+        replace(manifest, flavour="tensorrt", flavour_version="11.4", targets=("SM90",))
+    )
+    text = "\n".join(summary.lines())
+    assert "wants          TensorRT 11.4, this very version" in text
+    assert "built for      SM90 (H100, H200)\n" in text
+    assert "not for        SM80 (A100, A30); SM86" in text
+    assert "never on" not in text
+    assert summary.to_json()["outside_support_matrix"] == []
+
+
+def test_an_engine_for_some_gpus_says_which_it_could_be_built_for():
+    manifest = open_engine(folder_without_tensorrt()).manifest
+    text = "\n".join(EngineSummary(replace(manifest, targets=("SM120",))).lines())
+    assert "not for        SM80 (A100, A30); SM86" in text
+    assert "build it again for them" in text
+    assert "  but " not in text
 
 
 def test_an_engine_whose_plugins_do_nothing_is_for_nothing(tmp_path):
