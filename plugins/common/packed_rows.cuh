@@ -10,7 +10,7 @@
 // Numerics  rows of products code times scale, as kv_row and the compressors make them, come back bit for bit. Widening moves a
 //           code's sign and magnitude to where they read as 2^-120 (e4m3) or 2^-126 (e2m1) of it, subnormals included; times
 //           2^120 or 2^126 and times the scale is exact. Scale 255 is NaN: a block that held NaN or infinity; code 0x7f reads as 480
-// Limits    kv: width and num_codes multiples of 8, width up to 8·THREADS of pack_row; keys: width a multiple of 128
+// Limits    kv: width and num_codes multiples of 8; keys: width a multiple of 128
 #pragma once
 #include "common/a8.cuh"
 #include "common/tensor_core.cuh"
