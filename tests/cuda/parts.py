@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -92,22 +93,23 @@ def run_process(
     path = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
     environment = {**os.environ, "PYTHONPATH": path, **stage.environment}
     out.parent.mkdir(parents=True, exist_ok=True)
+    process = subprocess.Popen(
+        command,
+        cwd=REPOSITORY,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
     try:
-        done = subprocess.run(
-            command,
-            cwd=REPOSITORY,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            timeout=seconds,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as late:
-        said = late.stdout or b""
-        return TIMED_OUT, said.decode(errors="replace") if isinstance(said, bytes) else said
-    return done.returncode, done.stdout
+        said, _ = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        # A tool's own child would live on and hold the pipe open.
+        os.killpg(process.pid, signal.SIGKILL)
+        return TIMED_OUT, process.communicate()[0]
+    return process.returncode, said
 
 
 def read_results(path: Path, found: Parts) -> tuple[str | None, int]:

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ds4export.cuda.build import FOLDER, KernelBuild, Target, build_library, registered_ops
@@ -15,7 +15,9 @@ from tests.cuda.plugins import check_plugins
 from tests.cuda.sanitizers import CONTROLS, find_sanitizer, sanitize
 
 MODELS = ("tiny-a", "tiny-c", "nano")
-PLUGIN_HOST_S = 90.0  # at most, so that the sanitizers get theirs
+# At most, so that a kernel that hangs leaves time for the rest, and the sanitizers get theirs.
+STAGE_S = {"ops": 200.0, "models": 150.0, "timings": 120.0}
+PLUGIN_HOST_S = 90.0
 Say = Callable[[str], None]
 
 
@@ -101,6 +103,8 @@ class Session:
             )
 
     def check_models(self) -> None:
+        if not self.plan.models:
+            return
         found = self._run("models", self.plan.models)
         self.outcome.models = found.results
         for model in found.results:
@@ -147,7 +151,8 @@ class Session:
         self.say(f"plugin host        {found.summary}")
 
     def _run(self, what: str, names: Sequence[str]) -> Parts:
-        found = run_parts(what, names, self.stage)
+        deadline = min(self.stage.deadline, time.monotonic() + STAGE_S[what])
+        found = run_parts(what, names, replace(self.stage, deadline=deadline))
         self.outcome.device |= found.facts
         self.outcome.wrong += found.wrong
         self.outcome.not_run += found.not_run

@@ -154,6 +154,15 @@ def test_what_there_is_no_time_for_is_named(stand_in: StandIn, tmp_path: Path) -
     assert Outcome(not_run=found.not_run).verdict == "INCOMPLETE"
 
 
+def test_a_hanging_tool_is_ended_with_its_children(stand_in: StandIn, tmp_path: Path) -> None:
+    start = time.monotonic()
+    stage = stage_of(stand_in, tmp_path, prefix=("sh", "-c", "sleep 60; :"), deadline=start + 6)
+    found = run_parts("ops", ["embed"], stage)
+    assert found.not_run == ["ops embed: out of time"]
+    assert found.wrong == []
+    assert time.monotonic() - start < 20
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("tool", CONTROLS)
 def test_a_sanitizer_that_sees_nothing_fails(stand_in: StandIn, tmp_path: Path, tool: str) -> None:
