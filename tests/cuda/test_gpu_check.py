@@ -25,9 +25,10 @@ from ds4export.ptxhost.build import Variant, build_host
 from ds4export.ptxhost.library import embedded_ptx
 from ds4export.ptxhost.toolchain import PLUGINS, REPOSITORY, find_toolchain
 from tests.cuda.parts import Stage, run_parts
-from tests.cuda.sanitizers import CONTROLS, faulty_library, sanitize
+from tests.cuda.sanitizers import CONTROLS, _summary, faulty_library, sanitize
 from tests.cuda.session import Outcome
 from tests.cuda.stand_in import ARCHITECTURE, StandIn
+from tests.plugins.faults import FAULTS
 
 FORBIDDEN = ("onnx", "tensorrt", "hypothesis", "onnxscript", "polygraphy", *bare.PACKAGES)
 # Python runs a module of this name before anything else, in every process that finds it.
@@ -174,6 +175,27 @@ def test_a_sanitizer_that_sees_nothing_fails(stand_in: StandIn, tmp_path: Path, 
     found = sanitize(str(blind), tool, ["embed"], stage_of(stand_in, tmp_path), target)
     assert found.num_ops == 1
     assert any("did not report the planted fault" in line for line in found.wrong), found.wrong
+
+
+@pytest.mark.parametrize("control", CONTROLS.values())
+def test_a_control_is_a_fault_of_the_table(control: tuple[str, str]) -> None:
+    (fault,) = [f for f in FAULTS if (f.op, f.name) == control]
+    assert (PLUGINS / fault.file).read_text(encoding="utf-8").count(fault.old) == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "summary"),
+    [
+        ("========= ERROR SUMMARY: 3 errors", "ERROR SUMMARY: 3 errors"),
+        (
+            "========= RACECHECK SUMMARY: 1 hazard displayed (1 error, 0 warnings)",
+            "RACECHECK SUMMARY: 1 hazard displayed (1 error, 0 warnings)",
+        ),
+        ("Traceback", "no summary"),
+    ],
+)
+def test_summary_of_a_tool(line: str, summary: str) -> None:
+    assert _summary(f"========= COMPUTE-SANITIZER\n{line}\n") == summary
 
 
 def test_a_build_names_what_has_no_kernel() -> None:
