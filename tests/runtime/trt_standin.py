@@ -100,6 +100,19 @@ class ICudaEngine:
         assert dtype is not None
         return _NAMES[dtype.name]
 
+    def aliases(self) -> list[tuple[str, str]]:
+        """(output, input) that a plugin wants in one place."""
+        inputs, outputs = {v.name for v in self.inputs}, {v.name for v in self.model.graph.outputs}
+        pairs = []
+        for node in self.model.graph:
+            op = ALL_OPS[node.op_type]
+            for out, source in (op.aliases or {}).items():
+                to = node.outputs[list(op.outputs).index(out)].name
+                value = node.inputs[list(op.inputs).index(source)]
+                if value is not None and value.name in inputs and to in outputs:
+                    pairs.append((str(to), str(value.name)))
+        return pairs
+
     def create_execution_context(self, strategy: Any) -> IExecutionContext:
         assert strategy is ExecutionContextAllocationStrategy.USER_MANAGED
         return IExecutionContext(self)
@@ -175,6 +188,8 @@ class IExecutionContext:
         cls = type(self)
         if self._unspecified() or set(self._addresses) != set(self.engine.names):
             return False
+        if any(self._addresses[o] != self._addresses[i] for o, i in self.engine.aliases()):
+            return False  # TensorRT would copy; we bind one address, and want to see it
         shapes = {str(v.name): self._shape(v) for v in self.engine.inputs}
         addresses = dict(self._addresses)
         before = len(cls.errors)
@@ -241,7 +256,18 @@ ENUMS: tuple[type[Enum], ...] = (
 )
 # What tests look at or set, and TensorRT has not.
 OWN = {"refuses", "library", "errors", "capturable", "enqueues", "runs", "content", "model"}
-OWN |= {"ops", "loaded", "profiles", "shapes", "targets", "inputs", "names", "values", "type_of"}
+OWN |= {
+    "ops",
+    "loaded",
+    "profiles",
+    "shapes",
+    "targets",
+    "inputs",
+    "names",
+    "values",
+    "type_of",
+    "aliases",
+}
 
 
 def standin(library: ctypes.CDLL, version: str = "1.7.1.116") -> Any:
