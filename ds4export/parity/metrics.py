@@ -57,18 +57,18 @@ class Difference:
         worse = (
             self if (bool(self.problem), self.row) >= (bool(other.problem), other.row) else other
         )
-        total = max(self.count + other.count, 1)
-        same = (self.identical * self.count + other.identical * other.count) / total
+        total = self.count + other.count
+        same = self.identical * self.count + other.identical * other.count
         return replace(
             worse,
-            count=self.count + other.count,
+            count=total,
             relative=max(self.relative, other.relative),
             error_square=self.error_square + other.error_square,
             want_square=self.want_square + other.want_square,
             row=max(self.row, other.row),
             largest=max(self.largest, other.largest),
             cosine=min(self.cosine, other.cosine),
-            identical=same,
+            identical=same / total if total else 1.0,
             problem=self.problem or other.problem,
         )
 

@@ -265,7 +265,7 @@ def test_the_first_steps_agree_at_every_level(
         checks = report.of(level)
         assert checks
         assert not [c for c in checks if c.failed]
-    assert {c.name for c in report.of(OP)} >= set(nodes)
+    assert {c.name.rsplit(":", 1)[0] for c in report.of(OP)} == set(nodes)
 
 
 def other_table(plant: Plant) -> None:
@@ -275,8 +275,7 @@ def other_table(plant: Plant) -> None:
 def other_attribute(plant: Plant) -> None:
     for function in plant.models[MAIN].functions.values():
         for node in (n for n in function if n.op_type == "hc_pre"):
-            fewer = node.attributes["iterations"].as_int() - 1
-            node.attributes["iterations"] = ir.AttrInt64("iterations", fewer)
+            node.attributes["iterations"] = ir.AttrInt64("iterations", 1)
 
 
 PLANTED: dict[Callable[[Plant], None], str] = {
@@ -337,15 +336,17 @@ def test_a_state_that_is_still_read_is_not_written_in_place(
     plant = Plant(tiny_a, tmp_path / "planted")
     plant.rewire("attention_csa", 3, "entries", function="attn_csa")
     subject, half, inputs = half_call(plant.save(), "layers.1/attn", steps[2])
+    inputs = [
+        np.where(np.isnan(a), 1, a).astype(a.dtype) if a.dtype.kind != "i" else a for a in inputs
+    ]
     backend = opened(subject)
     got = backend.run_half(half, inputs)[0]
     backend.close()
     want = TorchBackend(subject).run_half(half, inputs)[0]
+    in_place = TorchBackend(Subject(open_artefact_folder(tiny_a))).run_half(half, inputs)[0]
     live = live_tokens(steps[2].inputs)
-    assert np.isnan(want[live].astype(np.float32)).any(), "rows of before are NaN"
-    found = difference(got, want, live)
-    assert not found.problem
-    assert found.relative < 1e-2
+    assert difference(in_place, want, live).relative > 0.05
+    assert difference(got, want, live).relative < 1e-2
 
 
 def test_a_trace_is_the_graph_without_its_effects(
@@ -358,7 +359,7 @@ def test_a_trace_is_the_graph_without_its_effects(
     got = backend.trace(MAIN, feeds, taps)
     want = TorchBackend(backend.subject).trace(MAIN, step.feeds, taps)
     for name, array in step.feeds.items():
-        np.testing.assert_array_equal(feeds[name], array)
+        assert feeds[name].tobytes() == array.tobytes()
     assert list(got) == taps
     np.testing.assert_array_equal(got[taps[0]], want[taps[0]])
     rows = ~np.isnan(want[taps[1]].astype(np.float32))
