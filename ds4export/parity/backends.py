@@ -65,6 +65,19 @@ def _onnxruntime(subject: Subject) -> Backend:
     return OnnxBackend(subject)
 
 
+def _onnxruntime_cuda(subject: Subject) -> Backend:
+    from ds4export.parity.onnx_backend import cuda_backend
+
+    return cuda_backend(subject)
+
+
+def _check_onnxruntime_cuda() -> None:
+    _needs("onnxruntime", "pip install 'ds4export[gpu]'")()
+    from ds4export.parity.onnx_backend import check_cuda
+
+    check_cuda()
+
+
 def _torch(subject: Subject) -> Backend:
     from ds4export.parity.torch_backend import TorchBackend
 
@@ -108,12 +121,12 @@ BACKENDS: dict[str, Offer] = {
     "onnxruntime": Offer(_needs("onnxruntime", "pip install 'ds4export[cpu]'"), _onnxruntime),
     "torch": Offer(_needs("torch", "pip install torch"), _torch),
     "plugins-on-host": Offer(_check_plugins, _plugins),
+    "onnxruntime-cuda": Offer(_check_onnxruntime_cuda, _onnxruntime_cuda),
 }
 # names that other stages of the project will fill
 PLANNED = {
     "tensorrt": "pip install 'ds4export[tensorrt]' and an NVIDIA GPU",
     "tensorrt-rtx": "pip install 'ds4export[tensorrt-rtx]' and an NVIDIA GPU",
-    "onnxruntime-cuda": "pip install 'ds4export[gpu]' and an NVIDIA GPU",
 }
 
 

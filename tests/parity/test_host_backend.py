@@ -38,7 +38,7 @@ from tests.parity.faults import DATA, Bench
 from tests.parity.plant import Plant
 
 Array = NDArray[Any]
-NUM_GRAPHS = 4  # two steps, main and MTP
+NUM_GRAPHS = 3  # a step with MTP, and the main graph of the next
 
 
 @pytest.fixture(scope="session")
