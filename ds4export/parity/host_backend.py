@@ -36,6 +36,7 @@ from ds4export.runtime.runner import Limits, Runner, StepInputs, StepResult
 
 Array = NDArray[Any]
 NAME = "plugins-on-host"
+RESULTS = ("logits", "streams")
 
 
 class HostEndToEnd:
@@ -109,9 +110,6 @@ class HostEndToEnd:
 
     def close(self) -> None:
         self.state.clear()
-
-
-RESULTS = ("logits", "streams")
 
 
 def _check_streams(known: set[str], feeds: Mapping[str, Any]) -> None:
