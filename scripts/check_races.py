@@ -1,6 +1,6 @@
 """Prove small launches of every kernel that has a barrier free of races, from the shipped library's PTX of sm_80.
 
-    python scripts/check_races.py [--only PART] [--no-faults] [--write]
+    python scripts/check_races.py [--only PART] [--ptx FILE ...] [--no-faults] [--timeout SECONDS] [--write]
 
 Needs `make plugins` and sentryward (plugins/oracles.txt) on PATH. Verdicts are kept under build/races. With every
 kernel goes its planted fault: the same launch with the barriers left out must not be race_free. Exits 0 only if all
@@ -11,18 +11,19 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ds4export.errors import ToolchainError
 from ds4export.ptxhost.library import embedded_ptx
-from ds4export.ptxhost.parse import Instruction, Kernel
+from ds4export.ptxhost.parse import Instruction, Kernel, Module, parse
 from ds4export.ptxhost.toolchain import REPOSITORY, find_toolchain
 from tests.plugins.check import readable
 from tests.plugins.host import library_path
 from tests.plugins.race_free import (
     RACE_FREE,
+    TIMEOUT_S,
     Launch,
     Verdict,
     find_sentryward,
@@ -51,6 +52,13 @@ class Row:
         awake = self.fault is None or self.fault.result not in (RACE_FREE, "unsupported")
         return self.verdict.result == RACE_FREE and awake
 
+    def __str__(self) -> str:
+        told = (
+            f"{self.verdict.result:<12} {self.verdict.seconds:5.1f} s  {self.kernel}: {self.what}"
+        )
+        told += f", barriers left out: {self.fault.result}" if self.fault else ""
+        return told + (f"\n             {self.verdict.why}" if self.verdict.why else "")
+
 
 def main() -> int:
     """Prove, print, and with --write renew the page."""
@@ -59,26 +67,21 @@ def main() -> int:
     )
     parser.add_argument("--only", default="", help="kernels whose readable name has this in it")
     parser.add_argument("--no-faults", action="store_true", help="leave the planted faults out")
+    parser.add_argument("--timeout", type=int, default=TIMEOUT_S, help="seconds for a launch")
+    parser.add_argument(
+        "--ptx", nargs="+", type=Path, default=[], help="PTX that the library lacks"
+    )
     parser.add_argument("--write", action="store_true", help="renew docs/kernels/races.md")
     arguments = parser.parse_args()
-    library = library_path()
-    if not library:
-        raise SystemExit("no plugin library: run `make plugins` first")
-    rows, unknown = [], []
+    rows: list[Row] = []
+    unknown: list[str] = []
     try:
-        for row in prove_all(library, arguments.only, faults=not arguments.no_faults):
-            if isinstance(row, str):
-                unknown.append(row)
-                print(f"no launch for {row}: write one in tests/plugins/race_launches.py")
-                continue
-            rows.append(row)
-            told = f", barriers left out: {row.fault.result}" if row.fault else ""
-            print(
-                f"{row.verdict.result:<12} {row.verdict.seconds:5.1f} s  {row.kernel}: {row.what}{told}",
-                flush=True,
-            )
-            if row.verdict.why:
-                print(f"             {row.verdict.why}")
+        for found in prove_all(arguments):
+            print(found if isinstance(found, Row) else f"no launch for {found}", flush=True)
+            if isinstance(found, Row):
+                rows.append(found)
+            else:
+                unknown.append(found)
     except ToolchainError as error:
         raise SystemExit(f"error: {error}") from error
     if arguments.write and not arguments.only:
@@ -88,33 +91,45 @@ def main() -> int:
     return int(bool(wrong or unknown))
 
 
-def prove_all(library: Path, only: str, *, faults: bool) -> Iterator[Row | str]:
+def texts(ptx: Sequence[Path]) -> Iterator[tuple[str, Module, str]]:
+    """PTX of the shipped library, then of the files; a note says which is not shipped."""
+    library = library_path()
+    if not library:
+        raise SystemExit("no plugin library: run `make plugins` first")
+    for file in embedded_ptx(library, find_toolchain().cuobjdump, ARCHITECTURE):
+        yield file.text, file.module, ""
+    for path in ptx:
+        text = path.read_text(encoding="utf-8")
+        yield text, parse(text), ", compiled alone"
+
+
+def prove_all(arguments: argparse.Namespace) -> Iterator[Row | str]:
     """One row per launch; the name alone of a kernel that has none."""
     program = find_sentryward()
     seen: set[str] = set()
-    for file in embedded_ptx(library, find_toolchain().cuobjdump, ARCHITECTURE):
-        for kernel in file.module.kernels:
+    for text, module, note in texts(arguments.ptx):
+        for kernel in module.kernels:
             name = readable(kernel.name)
-            if kernel.name in seen or not _has_barrier(kernel) or only not in name:
+            if kernel.name in seen or not _has_barrier(kernel) or arguments.only not in name:
                 continue
             seen.add(kernel.name)
             launches = launches_of(name)
             if not launches:
                 yield name
             for i, launch in enumerate(launches):
-                verdict = prove(file.text, kernel.name, launch, program)
+                verdict = prove(text, kernel.name, launch, program, arguments.timeout)
                 fault = None
-                if faults and i == 0 and verdict.result == RACE_FREE:
-                    fault = _planted(file.text, kernel.name, launch, program)
-                yield Row(_short(name), launch.what, verdict, fault, launch.excepted)
+                if not arguments.no_faults and i == 0 and verdict.result == RACE_FREE:
+                    fault = _planted(text, kernel.name, launch, program, arguments.timeout)
+                yield Row(_short(name), launch.what + note, verdict, fault, launch.excepted)
 
 
-def _planted(text: str, entry: str, launch: Launch, program: Path) -> Verdict:
+def _planted(text: str, entry: str, launch: Launch, program: Path, timeout_s: int) -> Verdict:
     """Without any barrier; without the last where that says nothing: addresses may be handed on in shared memory."""
-    fault = prove(without_barriers(text, entry), entry, launch, program)
+    fault = prove(without_barriers(text, entry), entry, launch, program, timeout_s)
     if fault.result != "unsupported":
         return fault
-    return prove(without_barriers(text, entry, last_only=True), entry, launch, program)
+    return prove(without_barriers(text, entry, last_only=True), entry, launch, program, timeout_s)
 
 
 def _has_barrier(kernel: Kernel) -> bool:

@@ -33,7 +33,7 @@ from ds4export.errors import ToolchainError
 from ds4export.ptxhost.toolchain import BUILD
 
 RACE_FREE = "race_free"
-TIMEOUT_S = 400
+TIMEOUT_S = 300
 REGISTER = r"%[a-z]+\d+"
 
 
@@ -86,8 +86,10 @@ class Verdict:
     seconds: float
 
 
-def prove(ptx: str, entry: str, launch: Launch, program: Path) -> Verdict:
-    """The verdict on a launch; kept under build/races by the content of all that it depends on.
+def prove(
+    ptx: str, entry: str, launch: Launch, program: Path, timeout_s: int = TIMEOUT_S
+) -> Verdict:
+    """The verdict on a launch; kept under build/races by the content of all that it depends on, timeouts excepted.
 
     Raises:
         ToolchainError: sentryward does not run.
@@ -111,18 +113,18 @@ def prove(ptx: str, entry: str, launch: Launch, program: Path) -> Verdict:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "kernel.ptx").write_text(text, encoding="utf-8")
         (folder / "input.json").write_text(json.dumps(given), encoding="utf-8")
-        told = _run(program, folder)
+        told = _run(program, folder, timeout_s)
         if told["result"] == "timeout":  # of a busy machine, perhaps
             return Verdict(**told)
         kept.write_text(json.dumps(told), encoding="utf-8")
     return Verdict(**json.loads(kept.read_text(encoding="utf-8")))
 
 
-def _run(program: Path, folder: Path) -> dict[str, Any]:
+def _run(program: Path, folder: Path, timeout_s: int) -> dict[str, Any]:
     start = time.monotonic()
     command: list[str | Path] = [program, folder / "kernel.ptx", "--input", folder / "input.json"]
     done = subprocess.run(
-        [*command, "--timeout", str(TIMEOUT_S)], capture_output=True, text=True, check=False
+        [*command, "--timeout", str(timeout_s)], capture_output=True, text=True, check=False
     )
     try:
         told = json.loads(done.stdout)
@@ -283,7 +285,9 @@ def _fields_apart(body: str, name: str, fields: Fields) -> tuple[str, list[dict[
         return "\n".join(out)
 
     place = rf"\[{name}(?:\+(\d+))?\];"
-    body = re.sub(rf"ld\.param\.(v\d\.)?([a-z]\d+) (\{{[^}}]*\}}|{REGISTER}), {place}", load, body)
+    body = re.sub(
+        rf"ld\.param\.(v\d\.)?([a-z]\d+)\s+(\{{[^}}]*\}}|{REGISTER}), {place}", load, body
+    )
     assert not re.search(rf"\[{name}\b[+\]]", body), f"a field of {name} is read in another way"
     declared, given = [], []
     for at, kind in sorted(types.items()):
