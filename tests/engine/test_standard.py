@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -32,7 +33,7 @@ def test_every_body_is_taken_without_a_plugin():
     network = builder._parse("main", model)
     kinds = {str(network.get_layer(i).type) for i in range(network.num_layers)}
     assert not [kind for kind in kinds if "PLUGIN" in kind]
-    lowered = {v.name: v for v in lower(read_graph(path)).graph.outputs}
+    lowered: dict[Any, Any] = {v.name: v for v in lower(read_graph(path)).graph.outputs}
     assert network.num_outputs == len(lowered)
     for output in map(network.get_output, range(network.num_outputs)):
         assert output.dtype.name == str(lowered[output.name].dtype).replace("BFLOAT16", "BF16")
@@ -42,7 +43,7 @@ def test_every_body_is_taken_without_a_plugin():
 def moe_alone(path: Path) -> ir.Model:
     """The first `moe` of the graph with its body: two sequences of three tokens."""
     model = read_graph(path)
-    node = next(n for n in lower(read_graph(path)).graph if n.op_type == "moe")
+    node: Any = next(n for n in lower(read_graph(path)).graph if n.op_type == "moe")
     inputs = [
         ir.Value(
             name=v.name,
@@ -60,10 +61,11 @@ def moe_alone(path: Path) -> ir.Model:
 
 
 def run_moe(model: ir.Model, feeds: dict[str, np.ndarray]) -> np.ndarray:
+    inputs: Any = model.graph.inputs
     session = ort.InferenceSession(ir.to_proto(model).SerializeToString())
     values = {
         v.name: ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array, v.dtype.value)
-        for v, array in zip(model.graph.inputs, feeds.values(), strict=True)
+        for v, array in zip(inputs, feeds.values(), strict=True)
     }
     return session.run_with_ort_values(["y"], values)[0].numpy()
 
@@ -73,11 +75,12 @@ def test_the_dense_moe_computes_the_same():
     plain, dense = moe_alone(path), moe_alone(path)
     standard_graph(dense)
     assert "NonZero" not in {n.op_type for n in dense.graph}
-    x, weights, indices, packed, scales, rows, _ = plain.graph.inputs
+    inputs: Any = plain.graph.inputs
+    x, weights, indices, packed, scales, rows, _ = inputs
     rng = np.random.default_rng(0)
     experts = rows.shape[0]
     bf16 = rng.standard_normal(tuple(x.shape)).astype(np.float32).view(np.uint32) >> 16
-    feeds = {
+    feeds: dict[str, Any] = {
         "x": bf16.astype(np.uint16),
         "weights": rng.random(tuple(weights.shape)).astype(np.float32),
         "indices": rng.integers(0, experts, tuple(indices.shape)),
