@@ -35,7 +35,7 @@ ORDER = (
     ("export",),
     ("engine", "ptxhost"),
     ("runtime",),
-    ("parity",),
+    ("cuda", "parity", "roofline"),
     ("cli", "__main__"),
 )
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
