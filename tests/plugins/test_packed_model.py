@@ -24,8 +24,8 @@ from tests.kit.artefacts import exported
 from tests.plugins.host import torch_from
 
 pytestmark = pytest.mark.slow
-# Two sequences: a first chunk past the window and two blocks of 128, one that passes a block of 4, then decode.
-CHUNKS = ((300, 260), (7, 3), (1, 1), (1, 1), (1, 1))
+# Two sequences: a first chunk past the window and a block of 128, one that passes a block of 4, then decode.
+CHUNKS = ((140, 131), (7, 3), (1, 1), (1, 1))
 SLOTS = (2, 0)
 ROPE_DIMS = 64
 
@@ -90,9 +90,11 @@ def test_logits_and_state_are_those_of_native_rows(backend: HostBackend) -> None
             continue
         before = torch_from(rows)
         written = ~torch.isnan(before).any(-1)
-        assert bool(written.any()), name
+        assert bool(written.any()) is not name.startswith("state.mtp."), (
+            name
+        )  # its graph does not run
         bytes_of_rows = torch.from_numpy(buffer.array.copy())
         assert torch.equal(bytes_of_rows[written], packed(before[written], kind, ROPE_DIMS)), name
         assert bool((bytes_of_rows[~written] == -1).all()), name
         checked += int(written.sum())
-    assert checked > 500
+    assert checked > 300
