@@ -25,7 +25,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +89,7 @@ class Verdict:
 def prove(
     ptx: str, entry: str, launch: Launch, program: Path, timeout_s: int = TIMEOUT_S
 ) -> Verdict:
-    """The verdict on a launch; kept under build/races by the content of all that it depends on, timeouts excepted.
+    """The verdict on a launch; kept under build/races by the content of all that it depends on.
 
     Raises:
         ToolchainError: sentryward does not run.
@@ -109,18 +109,19 @@ def prove(
     digest = hashlib.sha256(f"{_version(program)}\0{text}\0{json.dumps(given)}".encode())
     folder = BUILD / "races" / digest.hexdigest()[:24]
     kept = folder / "verdict.json"
-    if not kept.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "kernel.ptx").write_text(text, encoding="utf-8")
-        (folder / "input.json").write_text(json.dumps(given), encoding="utf-8")
-        told = _run(program, folder, timeout_s)
-        if told["result"] == "timeout":  # of a busy machine, perhaps
-            return Verdict(**told)
-        kept.write_text(json.dumps(told), encoding="utf-8")
-    return Verdict(**json.loads(kept.read_text(encoding="utf-8")))
+    if kept.is_file():
+        told = Verdict(**json.loads(kept.read_text(encoding="utf-8")))
+        if told.result != "timeout" or told.seconds >= timeout_s:
+            return told
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "kernel.ptx").write_text(text, encoding="utf-8")
+    (folder / "input.json").write_text(json.dumps(given), encoding="utf-8")
+    told = _run(program, folder, timeout_s)
+    kept.write_text(json.dumps(asdict(told)), encoding="utf-8")
+    return told
 
 
-def _run(program: Path, folder: Path, timeout_s: int) -> dict[str, Any]:
+def _run(program: Path, folder: Path, timeout_s: int) -> Verdict:
     start = time.monotonic()
     command: list[str | Path] = [program, folder / "kernel.ptx", "--input", folder / "input.json"]
     done = subprocess.run(
@@ -136,7 +137,7 @@ def _run(program: Path, folder: Path, timeout_s: int) -> dict[str, Any]:
         ) from error
     first: dict[str, Any] = next(iter(told.get("diagnostics") or ()), {})
     why = f"{first.get('code', '')}: {first.get('message', '')}".strip(": ")
-    return {"result": told["result"], "why": why, "seconds": time.monotonic() - start}
+    return Verdict(told["result"], why, time.monotonic() - start)
 
 
 def find_sentryward() -> Path:
