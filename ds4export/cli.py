@@ -17,6 +17,15 @@ from typer.core import TyperGroup
 
 from ds4export.engine.command import build, export_command
 from ds4export.errors import Ds4Error, RuntimeInputError
+from ds4export.options import (
+    ArtefactArgument,
+    BackendOption,
+    CheckpointOption,
+    EngineOption,
+    JsonFlag,
+    PluginsOption,
+    ThreadsOption,
+)
 
 
 class _Commands(TyperGroup):
@@ -51,20 +60,6 @@ app = typer.Typer(
     "Start: ds4export inspect CHECKPOINT, then ds4export export CHECKPOINT -o ARTEFACT, "
     "then ds4export verify ARTEFACT and ds4export generate ARTEFACT 'your prompt'.",
 )
-
-ArtefactArgument = Annotated[
-    Path, typer.Argument(metavar="ARTEFACT", help="Folder written by `export`")
-]
-CheckpointOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--checkpoint", metavar="DIR", help="Where the checkpoint is now, if it has moved"
-    ),
-]
-JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON for machines on stdout")]
-ThreadsOption = Annotated[
-    int, typer.Option("--threads", metavar="N", help="Threads of ONNX Runtime; 0 lets it choose")
-]
 
 
 def _print_version(wanted: bool) -> None:
@@ -244,6 +239,9 @@ def generate(
     seed: Annotated[
         int | None, typer.Option("--seed", metavar="N", help="Same seed, same text")
     ] = None,
+    backend: BackendOption = "onnxruntime",
+    engine: EngineOption = None,
+    plugins: PluginsOption = None,
     checkpoint: CheckpointOption = None,
     threads: ThreadsOption = 0,
 ) -> None:
@@ -254,11 +252,13 @@ def generate(
 
     Example: ds4export generate out/nano 'In the beginning' --max-new-tokens 40 --seed 0
     """
-    from ds4export.runtime import open_artefact
+    from ds4export.runtime import BackEnd, open_artefact
     from ds4export.runtime.sampler import Sampling
 
-    sampling = Sampling(temperature, top_p, seed)
-    with open_artefact(artefact, checkpoint=checkpoint, threads=threads, num_slots=1) as model:
+    sampling, back_end = Sampling(temperature, top_p, seed), BackEnd(backend, engine, plugins)
+    with open_artefact(
+        artefact, checkpoint=checkpoint, threads=threads, num_slots=1, back_end=back_end
+    ) as model:
         for piece in model.stream(prompt, max_new_tokens=max_new_tokens, sampling=sampling):
             sys.stdout.write(piece)
             sys.stdout.flush()
@@ -292,6 +292,9 @@ def score(
         Path | None,
         typer.Option("--mtp-out", metavar="FILE", help="Logits of the MTP block too (.npy)"),
     ] = None,
+    backend: BackendOption = "onnxruntime",
+    engine: EngineOption = None,
+    plugins: PluginsOption = None,
     checkpoint: CheckpointOption = None,
     threads: ThreadsOption = 0,
 ) -> None:
@@ -303,10 +306,12 @@ def score(
     Example: ds4export score out/nano --ids ids.npy --prefill 100 --chunk 64 --out logits.npy
     """
     from ds4export.report import Reporter
+    from ds4export.runtime import BackEnd
     from ds4export.runtime.score_files import score_files
 
     score_files(
-        artefact, checkpoint, ids, prefill, out, chunk, lengths, mtp_out, threads, Reporter()
+        *(artefact, checkpoint, ids, prefill, out, chunk, lengths, mtp_out, threads, Reporter()),
+        back_end=BackEnd(backend, engine, plugins),
     )
 
 
@@ -316,7 +321,10 @@ def verify(
     backend: Annotated[
         str,
         typer.Option(
-            "--backend", metavar="NAME", help="What runs the artefact: onnxruntime or torch"
+            "--backend",
+            metavar="NAME",
+            help="What runs the artefact: onnxruntime, torch, plugins-on-host; "
+            "with a GPU torch-cuda, onnxruntime-cuda, tensorrt-rtx, tensorrt",
         ),
     ] = "onnxruntime",
     vectors: Annotated[

@@ -28,10 +28,12 @@ PROGRAM = Path(sys.executable).with_name("ds4export")
 FLAGS = {
     "inspect": "PATH --json",
     "synth": "PATH --preset --seed",
-    "export": "CHECKPOINT --output -o --numerics --max-context --max-batch --layers --self-contained",
+    "export": "CHECKPOINT --output -o --numerics --max-context --max-batch --layers --self-contained --build",
     "build": "ARTEFACT --output -o --target --recipe --plugins --checkpoint",
-    "generate": "ARTEFACT PROMPT --max-new-tokens --temperature --top-p --seed --checkpoint --threads",
-    "score": "ARTEFACT --ids --prefill --out --chunk --lengths --mtp-out --checkpoint --threads",
+    "generate": "ARTEFACT PROMPT --max-new-tokens --temperature --top-p --seed --backend --engine --plugins "
+    "--checkpoint --threads",
+    "score": "ARTEFACT --ids --prefill --out --chunk --lengths --mtp-out --backend --engine --plugins "
+    "--checkpoint --threads",
     "verify": "ARTEFACT --backend --vectors --dump --layers --json --junit --checkpoint",
     "doctor": "--json",
 }

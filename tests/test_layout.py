@@ -23,7 +23,7 @@ PACKAGE = ROOT / "ds4export"
 # The stages in the order in which data travels; each may import itself and what stands before it.
 # Names on one line are one stage. A new module of ds4export gets its place here.
 ORDER = (
-    ("errors", "onnx_names", "report", "doctor"),
+    ("errors", "onnx_names", "options", "report", "doctor"),
     ("ptxhost",),
     ("config",),
     ("state",),
@@ -44,6 +44,7 @@ RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 TORCH_FREE = (
     "errors",
     "onnx_names",
+    "options",
     "report",
     "doctor",
     "ptxhost",

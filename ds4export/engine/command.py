@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ds4export.options import ArtefactArgument, CheckpointOption, PluginsOption
+
 if TYPE_CHECKING:
     from ds4export.export import ExportOptions
 
@@ -39,9 +41,7 @@ def export_command(
 
 
 def build(
-    artefact: Annotated[
-        Path, typer.Argument(metavar="ARTEFACT", help="Folder written by `export`")
-    ],
+    artefact: ArtefactArgument,
     output: Annotated[
         Path,
         typer.Option(
@@ -64,18 +64,8 @@ def build(
             help="Shapes and GPUs from engines/<name>.toml; without it from the artefact's limits",
         ),
     ] = None,
-    plugins: Annotated[
-        Path | None,
-        typer.Option(
-            "--plugins", metavar="FILE", help="Plugin library, if not the one of `make plugins`"
-        ),
-    ] = None,
-    checkpoint: Annotated[
-        Path | None,
-        typer.Option(
-            "--checkpoint", metavar="DIR", help="Where the checkpoint is now, if it has moved"
-        ),
-    ] = None,
+    plugins: PluginsOption = None,
+    checkpoint: CheckpointOption = None,
 ) -> None:
     """Build a TensorRT engine from an artefact, ahead of time.
 

@@ -116,17 +116,41 @@ class Offer:
     make: Callable[[Subject], Backend]
 
 
+def _torch_cuda(subject: Subject) -> Backend:
+    from ds4export.cuda.backend import KernelBackend
+
+    return KernelBackend(subject)
+
+
+def _check_torch_cuda() -> None:
+    from ds4export.cuda.backend import check_gpu
+
+    check_gpu()
+
+
+def _tensorrt(name: str) -> Offer:
+    def check() -> None:
+        from ds4export.parity.tensorrt_backend import check_machine
+
+        check_machine(name)
+
+    def make(subject: Subject) -> Backend:
+        from ds4export.parity.tensorrt_backend import tensorrt_backend
+
+        return tensorrt_backend(subject, name)
+
+    return Offer(check, make)
+
+
 DEFAULT = "onnxruntime"
 BACKENDS: dict[str, Offer] = {
     "onnxruntime": Offer(_needs("onnxruntime", "pip install 'ds4export[cpu]'"), _onnxruntime),
     "torch": Offer(_needs("torch", "pip install torch"), _torch),
     "plugins-on-host": Offer(_check_plugins, _plugins),
+    "torch-cuda": Offer(_check_torch_cuda, _torch_cuda),
     "onnxruntime-cuda": Offer(_check_onnxruntime_cuda, _onnxruntime_cuda),
-}
-# names that other stages of the project will fill
-PLANNED = {
-    "tensorrt": "pip install 'ds4export[tensorrt]' and an NVIDIA GPU",
-    "tensorrt-rtx": "pip install 'ds4export[tensorrt-rtx]' and an NVIDIA GPU",
+    "tensorrt-rtx": _tensorrt("tensorrt-rtx"),
+    "tensorrt": _tensorrt("tensorrt"),
 }
 
 
@@ -140,16 +164,7 @@ def check_backend(name: str) -> None:
     if name in BACKENDS:
         BACKENDS[name].check()
         return
-    if name in PLANNED:
-        raise ToolchainError(
-            f"the back end `{name}` cannot verify yet",
-            found=name,
-            expected=", ".join(BACKENDS),
-            hint=f"it will need {PLANNED[name]}; use --backend {DEFAULT}",
-        )
-    raise RuntimeInputError(
-        "unknown --backend", found=name, expected=", ".join((*BACKENDS, *PLANNED))
-    )
+    raise RuntimeInputError("unknown --backend", found=name, expected=", ".join(BACKENDS))
 
 
 def open_backend(name: str, subject: Subject) -> Backend:

@@ -74,7 +74,7 @@ def open_host_library() -> HostLibrary:
     if build is None:
         Reporter().note(f"compiling the kernels of {path.name} for this machine, once: minutes")
         tools = find_toolchain()
-        files = [_by_content(f) for f in embedded_ptx(path, tools.cuobjdump)]
+        files = [_by_content(f) for f in embedded_ptx(path, tools.cuobjdump, ARCHITECTURE)]
         build = build_host(files, ARCHITECTURE, Variant.PLAIN, tools)
         record.parent.mkdir(parents=True, exist_ok=True)
         places = {"program": str(build.program), "runtime_folder": str(build.runtime_folder)}

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ds4export.errors import RuntimeInputError
 from ds4export.report import Reporter, format_bytes
+from ds4export.runtime.back_ends import BackEnd
 from ds4export.runtime.model import open_artefact
 from ds4export.runtime.score import score
 
@@ -26,6 +27,8 @@ def score_files(
     mtp_out: Path | None,
     threads: int,
     reporter: Reporter,
+    *,
+    back_end: BackEnd | None = None,
 ) -> None:
     """Read ids, score them, write logits; the stage and the last line go to the reporter.
 
@@ -45,6 +48,7 @@ def score_files(
             mtp_out,
             threads,
             reporter,
+            back_end,
         )
         stage.done(*facts)
     reporter.finish(passed=True, artefact_hash=artefact_hash)
@@ -61,6 +65,7 @@ def _score(
     mtp_out: Path | None,
     threads: int,
     reporter: Reporter,
+    back_end: BackEnd | None,
 ) -> tuple[str, list[str]]:
     ids = _load(ids_path)
     if ids.ndim != 2 or ids.dtype.kind not in "iu":
@@ -81,6 +86,7 @@ def _score(
             num_slots=max(batch, 1),
             max_context=max(tokens, 1),
             threads=threads,
+            back_end=back_end,
         ) as model,
         reporter.progress("tokens", tokens) as advance,
     ):
