@@ -3,8 +3,8 @@
     python scripts/check_kernels.py [--ops hc_post ...] [--alone] [--every-architecture] [--no-faults] [--write]
 
 numbers     every case of the op's table, run on the host from the library's own PTX, within the op's tolerance:
-            plain in three orders of threads; under AddressSanitizer with UndefinedBehaviorSanitizer and under
-            ThreadSanitizer in two
+            plain in three orders of threads, and in one on every other architecture with code of its own; under
+            AddressSanitizer with UndefinedBehaviorSanitizer, and under ThreadSanitizer
 resources   registers, stack, local memory on six architectures; instructions that its PTX asks
             for; `--write` renews docs/kernels/resources.md and instructions.md
 faults      planted faults of the op, each of which an instrument must catch
@@ -40,7 +40,9 @@ def main() -> None:
     )
     parser.add_argument("--ops", nargs="+", choices=list(ALL_OPS), help="default: all")
     parser.add_argument(
-        "--every-architecture", action="store_true", help="sanitizers on every distinct PTX"
+        "--every-architecture",
+        action="store_true",
+        help="sanitizers and all orders on every distinct PTX",
     )
     parser.add_argument("--no-faults", action="store_true", help="leave the planted faults out")
     parser.add_argument("--write", action="store_true", help="write the resource table")
@@ -98,8 +100,6 @@ def run(arguments: argparse.Namespace) -> Iterator[Result]:
     if not library:
         sys.exit("error: no plugin library\n\nhint: make plugins")
     files = [] if arguments.alone else embedded_ptx(library, tools.cuobjdump)
-    if not arguments.alone:
-        yield check_code(library, files, tools, write=arguments.write)
 
     def one(op: str) -> OpResult:
         if not arguments.alone:
@@ -109,9 +109,11 @@ def run(arguments: argparse.Namespace) -> Iterator[Result]:
 
     launched: set[str] = set()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
+        code = pool.submit(check_code, library, files, tools, write=arguments.write)
         for result in pool.map(one, arguments.ops or registered_ops()):
             launched |= result.launched
             yield result
+        yield code.result()
     if not arguments.ops:
         names = {name for kernels in distinct_architectures(files).values() for name in kernels}
         never = [f"{check.readable(name)} was never launched" for name in sorted(names - launched)]
@@ -119,7 +121,9 @@ def run(arguments: argparse.Namespace) -> Iterator[Result]:
 
 
 def check_code(library: Path, files: Sequence[PtxFile], tools: Toolchain, *, write: bool) -> Result:
-    """What the compiler made of the kernels, on six architectures."""
+    """What the compiler made of the kernels, on six architectures; nothing to see in a library made for one op."""
+    if not files:
+        return Result([])
     start = time.monotonic()
     resources, code = check.resources(library, tools), sass.machine_code(library, tools)
     if write:
@@ -147,8 +151,11 @@ def check_op(
 ) -> OpResult:
     """Numbers on every build, then the planted faults; prints the op's line."""
     start = time.monotonic()
-    builds = check.builds_of(op, files, tools, every=arguments.every_architecture)
-    runs = [check.check_numbers(op, b, library) for b in builds]
+    every = arguments.every_architecture
+    runs = [
+        check.check_numbers(op, build, library, schedules=schedules)
+        for build, schedules in check.builds_of(op, files, tools, every=every)
+    ]
     wrong = [
         f"{r.build.variant.value} sm_{r.build.architecture}: {w}" for r in runs for w in r.wrong
     ]

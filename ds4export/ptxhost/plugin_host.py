@@ -241,10 +241,16 @@ class PluginHost:
         return dict(line.split() for line in self._lines())
 
     def kernels(self) -> dict[str, int]:
-        """How often each kernel of the library was launched; -1: it was not translated."""
+        """How often each kernel of the library was launched; -1: it was not translated.
+
+        A kernel of several source files is registered by each: its launches are added up.
+        """
         self._send(b"kernels\n")
-        found = (line.split() for line in self._lines())
-        return {name: int(count) if int(known) else -1 for count, known, name in found}
+        counts: dict[str, int] = {}
+        for launches, known, name in (line.split() for line in self._lines()):
+            before = counts.get(name, -1)
+            counts[name] = max(before, 0) + int(launches) if int(known) else before
+        return counts
 
     def _send(self, *parts: bytes) -> None:
         dropped = "".join(f"drop {number}\n" for number in self._dropped)

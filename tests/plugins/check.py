@@ -25,6 +25,8 @@ SCHEDULES = (
     Schedule("backward", copies_at_issue=True, multiprocessors=1),
     Schedule("shuffled"),
 )
+# A sanitizer looks at accesses, which hardly depend on the order; TSan is shown the other order and the other splits.
+SANITIZER_SCHEDULES = {Variant.ADDRESS: SCHEDULES[:1], Variant.THREAD: SCHEDULES[1:2]}
 
 
 @dataclass
@@ -41,17 +43,25 @@ class Numbers:
     launched: set[str] = field(default_factory=set)
 
 
-def check_numbers(op_name: str, build: HostBuild, library: Path) -> Numbers:
-    """Every case of the op, under every schedule; a process that dies is replaced for the next case.
+def check_numbers(
+    op_name: str,
+    build: HostBuild,
+    library: Path,
+    *,
+    schedules: Sequence[Schedule] = SCHEDULES,
+    most_wrong: int = 3,
+) -> Numbers:
+    """Every case of the op under the schedules; a process that dies is replaced for the next case.
 
-    Under a sanitizer the shuffled order and the repeated enqueues are left out: it looks at accesses, not at values.
+    A sanitizer has schedules of its own, and no repeated enqueues: it looks at accesses, not at values. Ends with the
+    `most_wrong`-th failure.
     """
     plain = build.variant is Variant.PLAIN
     op, found = ALL_OPS[op_name], Numbers(op_name, build)
     host = PluginHost(build, library)
     for case in cases_of(op_name):
         found.num_cases += 1
-        for schedule in SCHEDULES if plain else SCHEDULES[:2]:
+        for schedule in SANITIZER_SCHEDULES.get(build.variant, schedules):
             found.num_runs += 1
             try:
                 made = check_case(host, op, case, schedule, one_enqueue=not plain)
@@ -65,7 +75,7 @@ def check_numbers(op_name: str, build: HostBuild, library: Path) -> Numbers:
                 break
             found.worst_row = max([found.worst_row, *(d.worst_row for d in made.values())])
             found.all_equal &= all(d.equal_values == d.values for d in made.values())
-        if len(found.wrong) > 2:
+        if len(found.wrong) >= most_wrong:
             break
     else:
         found.launched = {name for name, count in host.kernels().items() if count > 0}
@@ -100,12 +110,14 @@ def files_of(op_name: str, files: Iterable[PtxFile]) -> list[PtxFile]:
 
 def builds_of(
     op_name: str, files: Iterable[PtxFile], tools: Toolchain, *, every: bool
-) -> Iterator[HostBuild]:
-    """Plain on every architecture with code of its own, sanitizers on the first of them, or on all."""
+) -> Iterator[tuple[HostBuild, Sequence[Schedule]]]:
+    """Builds and the schedules that plain ones run: all on the first architecture with code of its own, or on all."""
     own = files_of(op_name, files)
     for index, architecture in enumerate(distinct_architectures(own)):
-        for variant in Variant if every or index == 0 else (Variant.PLAIN,):
-            yield build_host(own, architecture, variant, tools)
+        full = every or index == 0
+        for variant in Variant if full else (Variant.PLAIN,):
+            build = build_host(own, architecture, variant, tools)
+            yield build, SCHEDULES if full else SCHEDULES[:1]
 
 
 @dataclass(frozen=True)

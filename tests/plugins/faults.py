@@ -139,7 +139,7 @@ def caught_by(fault: Fault, tools: Toolchain) -> str:
     files = embedded_ptx(library, tools.cuobjdump)
     for variant in Variant:
         build = build_host(files, ARCHITECTURE, variant, tools)
-        wrong = check_numbers(fault.op, build, library).wrong
+        wrong = check_numbers(fault.op, build, library, most_wrong=1).wrong
         if wrong:
             return f"{variant.value}: {wrong[0]}"
     return ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ds4export.ops import ALL_OPS
 from ds4export.ops._cases import Gen
 from ds4export.ops._define import Case, OpDef
 from ds4export.ptxhost.plugin_host import Array, Job, PluginHost, Schedule
@@ -86,6 +88,14 @@ def expected(op: OpDef, inputs: list[Tensor], attributes: dict[str, Any]) -> tup
     return made if isinstance(made, tuple) else (made,)
 
 
+@lru_cache(maxsize=4)
+def prepared(op_name: str, case: Case) -> tuple[list[Tensor], dict[str, Any], tuple[Tensor, ...]]:
+    """Inputs, attributes and expected outputs of a case; kept for its next schedule, and not to be written to."""
+    op = ALL_OPS[op_name]
+    inputs, attributes = arguments_of(op, case)
+    return inputs, attributes, expected(op, inputs, attributes)
+
+
 def check_case(
     host: PluginHost,
     op: OpDef,
@@ -95,10 +105,9 @@ def check_case(
     one_enqueue: bool = False,
 ) -> dict[str, Difference]:
     """Fail unless every output of the plugin is within the op's tolerance of the reference."""
-    inputs, attributes = arguments_of(op, case)
+    inputs, attributes, want = prepared(op.name, case)
     job = job_of(op, inputs, attributes, schedule)
     got = tuple(torch_from(g) for g in host.run(replace(job, one_enqueue=one_enqueue)))
-    want = expected(op, inputs, attributes)
     assert len(got) == len(want), f"{len(got)} outputs, expected {len(want)}"
     if is_packed(op, inputs):
         if not one_enqueue:
