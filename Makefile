@@ -12,7 +12,7 @@ CPU := $(VENV)/.installed-cpu
 DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check lint format docs plugins check-kernels gpu-check build-full wheel-test clean
+.PHONY: help demo test test-all check lint format docs plugins check-kernels check-races gpu-check build-full wheel-test clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,11 +47,14 @@ plugins: $(DEV) ## build the TensorRT plugin library for six GPU architectures; 
 check-kernels: plugins ## run every kernel on the host against its reference, under sanitizers and planted faults
 	$(BIN)/python scripts/check_kernels.py
 
+check-races: plugins ## prove small launches of every kernel free of races, in every order of threads (half an hour)
+	$(PIP_INSTALL) -r plugins/oracles.txt
+	$(BIN)/python scripts/check_races.py
+
 gpu-check: ## check the kernels on this machine's NVIDIA GPU; needs nvcc, PyTorch and pytest, nothing else
 	$(PYTHON) scripts/gpu_check.py
 
 build-full: $(DEV) ## build the plans of whole Flash and Pro ahead of time, from their configs; no GPU, no weights
-	$(PIP_INSTALL) tensorrt-rtx
 	$(BIN)/python scripts/build_full.py
 
 # PYTHONPATH would let the sources stand in for what the wheel lacks.
