@@ -12,9 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import onnx_ir as ir
+
 from ds4export.artefact.manifest import WEIGHT, FileInfo, GraphInfo, Manifest, TensorInfo
 from ds4export.artefact.reader import MANIFEST, Artefact, open_artefact_folder
 from ds4export.artefact.writer import refuse_existing, staged_folder, write_file
+from ds4export.engine.cache_layout import NATIVE, PACKED, check_cache, with_cache
 from ds4export.engine.manifest import EngineGraph, EngineManifest, SourceArtefact
 from ds4export.engine.plan import BuiltPlan, PlanBuilder, lower, read_graph
 from ds4export.engine.plan_file import SUFFIX
@@ -32,20 +35,28 @@ NUM_STAGES = 4
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What a user may choose. `targets` is for TensorRT for RTX; without it the recipe's, or all."""
+    """What a user may choose. `targets` is for TensorRT for RTX; without it the recipe's, or all.
+
+    `cache`: NATIVE or PACKED, how the engine keeps its caches.
+    """
 
     target: str = RTX
     recipe: Path | None = None
     plugins: Path | None = None
     checkpoint: Path | None = None
     targets: tuple[str, ...] = ()
+    cache: str = NATIVE
 
 
 @dataclass(frozen=True)
 class _Job:
-    """One build, decided: every choice is made and checked."""
+    """One build, decided: every choice is made and checked.
+
+    `manifest` is the artefact's, its caches in the engine's layout; `artefact_hash` is of the artefact as it is.
+    """
 
     manifest: Manifest
+    artefact_hash: str
     sizes: Sizes
     targets: tuple[str, ...]
     recipe: str
@@ -54,6 +65,9 @@ class _Job:
 
     def profiles(self, graph: str) -> dict[str, dict[str, Shapes]]:
         return profiles_of(self.manifest.graphs[graph], self.manifest.config, self.sizes)
+
+    def lowered(self, graph_path: Path) -> ir.Model:
+        return lower(read_graph(graph_path), packed=self.manifest.cache == PACKED)
 
 
 def build_engine(
@@ -64,6 +78,7 @@ def build_engine(
     Raises:
         Ds4Error: anything refused; nothing is left behind that looks finished.
     """
+    check_cache(options.cache)
     refuse_existing(target)
     flavour = open_flavour(options.target)
     with reporter.stage("artefact") as stage:
@@ -71,7 +86,10 @@ def build_engine(
         refuse_float32(artefact.manifest.numerics, source)
         job = _decide(artefact.manifest, options, flavour)
         layers = "layers {}:{}".format(*artefact.manifest.layers)
-        stage.done(artefact.manifest.config.variant, layers, f"for {', '.join(job.targets)}")
+        caches = f"{job.manifest.cache} caches"
+        stage.done(
+            artefact.manifest.config.variant, layers, caches, f"for {', '.join(job.targets)}"
+        )
     with staged_folder(target) as folder:
         cache = cache_beside(target) if flavour.name == ENTERPRISE else None
         plans = _build(artefact, job, PlanBuilder(flavour, job.targets, reporter, cache))
@@ -115,8 +133,9 @@ def _decide(manifest: Manifest, options: BuildOptions, flavour: Flavour) -> _Job
             expected=", ".join(RTX_TARGETS),
             hint=f"other GPUs need --target {ENTERPRISE} on a machine that has one",
         )
+    built = with_cache(manifest, options.cache)
     path = find_library(options.plugins)
-    return _Job(manifest, sizes, targets, recipe, path, identify(path))
+    return _Job(built, manifest.hash, sizes, targets, recipe, path, identify(path))
 
 
 def _build(artefact: Artefact, job: _Job, builder: PlanBuilder) -> dict[str, BuiltPlan]:
@@ -130,7 +149,7 @@ def _build(artefact: Artefact, job: _Job, builder: PlanBuilder) -> dict[str, Bui
         with reporter.stage("plan") as stage:
             plans = {
                 name: builder.build(
-                    name, lower(read_graph(artefact.graph_path(name))), job.profiles(name)
+                    name, job.lowered(artefact.graph_path(name)), job.profiles(name)
                 )
                 for name in job.manifest.graphs
             }
@@ -177,9 +196,10 @@ def _write(
         flavour_version=flavour.version,
         targets=job.targets,
         recipe=job.recipe,
-        source=_source(job.manifest),
+        source=_source(job),
         plugins=job.library,
         ops=dict(job.manifest.ops),
+        cache=job.manifest.cache,
         max_context=job.sizes.max_context,
         max_batch=job.sizes.max_batch,
         state_bytes=state_bytes(job.manifest.graphs.values(), job.manifest.config, job.sizes),
@@ -191,10 +211,11 @@ def _write(
     return manifest
 
 
-def _source(manifest: Manifest) -> SourceArtefact:
+def _source(job: _Job) -> SourceArtefact:
+    manifest = job.manifest
     names = {t.name for g in manifest.graphs.values() for t in _weights(g)}
     return SourceArtefact(
-        manifest.hash,
+        job.artefact_hash,
         manifest.config.variant,
         manifest.layers,
         manifest.config.num_hidden_layers,

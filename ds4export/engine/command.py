@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ds4export.options import ArtefactArgument, CheckpointOption, PluginsOption
+from ds4export.options import ArtefactArgument, CacheOption, CheckpointOption, PluginsOption
 
 if TYPE_CHECKING:
     from ds4export.export import ExportOptions
@@ -64,6 +64,7 @@ def build(
             help="Shapes and GPUs from engines/<name>.toml; without it from the artefact's limits",
         ),
     ] = None,
+    cache: CacheOption = "native",
     plugins: PluginsOption = None,
     checkpoint: CheckpointOption = None,
 ) -> None:
@@ -77,7 +78,9 @@ def build(
     from ds4export.engine.build import NUM_STAGES, BuildOptions, build_engine
     from ds4export.report import Reporter
 
-    options = BuildOptions(target=target, recipe=recipe, plugins=plugins, checkpoint=checkpoint)
+    options = BuildOptions(
+        target=target, recipe=recipe, plugins=plugins, checkpoint=checkpoint, cache=cache
+    )
     reporter = Reporter(num_stages=NUM_STAGES)
     manifest = build_engine(artefact, output, options, reporter)
     reporter.finish(passed=True, artefact_hash=manifest.source.hash)

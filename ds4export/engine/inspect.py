@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ds4export.engine.cache_layout import NATIVE, PACKED
 from ds4export.engine.manifest import EngineGraph, EngineManifest
 from ds4export.engine.plugins import DOES_NOTHING
 from ds4export.engine.profile import Shapes
@@ -32,6 +33,10 @@ GPUS = {
 }
 # https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest, support matrix of 1.5; its builder also takes SM80.
 RTX_LISTED = ("SM86", "SM89", "SM120", "SM121")
+_CACHES = {
+    NATIVE: "native: rows as the ops compute with them",
+    PACKED: "packed: window rings, entries and index keys as INT8 rows of codes and scales",
+}
 _RUNTIMES = {RTX: "TensorRT for RTX", ENTERPRISE: "TensorRT"}
 
 
@@ -69,6 +74,7 @@ class EngineSummary:
             ("plugins", library if self.has_kernels else f"{library}: no kernels, every plugin does nothing"),
             ("  sha256", m.plugins.sha256),
             ("  versions", ", ".join(f"{op} {version}" for op, version in m.ops.items())),
+            ("caches", _CACHES[m.cache]),
             *self._places(),
             ("limits", f"{m.max_context:,} tokens, {format_count(m.max_batch, 'sequence')}, state "
              f"{format_bytes(m.state_bytes)}, recipe {m.recipe or 'none'}"),

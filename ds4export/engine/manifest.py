@@ -14,6 +14,7 @@ from typing import Any
 
 from ds4export.artefact.manifest import OP_VERSIONS, FileInfo, GraphInfo
 from ds4export.config.strict_json import short
+from ds4export.engine.cache_layout import LAYOUTS, PACKED, PACKED_DTYPE, cache_kind
 from ds4export.engine.decode import decode
 from ds4export.engine.plan_file import MAX_PLAN_BYTES
 from ds4export.engine.plugins import KINDS, PluginLibrary
@@ -21,7 +22,7 @@ from ds4export.engine.profile import Shapes
 from ds4export.engine.tensorrt import ENTERPRISE, RTX
 from ds4export.errors import ArtefactError
 
-FORMAT, VERSION, SEAL = "ds4export-engine", 2, "hash"
+FORMAT, VERSION, SEAL = "ds4export-engine", 3, "hash"
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class EngineManifest:
     source: SourceArtefact
     plugins: PluginLibrary
     ops: Mapping[str, int]
+    cache: str  # NATIVE or PACKED
     max_context: int
     max_batch: int
     state_bytes: int
@@ -135,6 +137,7 @@ def _contradictions(m: EngineManifest) -> list[tuple[str, Any, str]]:
     checks: list[tuple[bool, str, Any, str]] = [
         (m.flavour in (RTX, ENTERPRISE), "unknown TensorRT", m.flavour, f"{RTX} or {ENTERPRISE}"),
         (m.plugins.kind in KINDS, "unknown kind of plugin library", m.plugins.kind, " or ".join(KINDS)),
+        (m.cache in LAYOUTS, "unknown layout of caches", m.cache, " or ".join(LAYOUTS)),
         (bool(m.targets), "no GPU architecture is named", m.targets, "at least one"),
         ({"main"} <= set(m.graphs) <= {"main", "mtp"}, "other graphs than this package has",
          sorted(m.graphs), "main, or main and mtp"),
@@ -155,6 +158,10 @@ def _contradictions(m: EngineManifest) -> list[tuple[str, Any, str]]:
         )  # fmt: skip
         unknown = sorted(set(graph.nodes) - set(m.ops))
         checks.append((not unknown, f"`{name}` has ops without a version", unknown, "versions"))
+        others = _caches_of_another_layout(m.cache, graph.tensors)
+        checks.append(
+            (not others, f"`{name}` has caches of another layout", others, f"{m.cache} caches")
+        )
         fits = f"`{name}` has a profile that fits no step"
         checks.append((_ordered(graph), fits, name, "min <= opt <= max"))
         checks.append(
@@ -162,6 +169,12 @@ def _contradictions(m: EngineManifest) -> list[tuple[str, Any, str]]:
              graph.plan_bytes, f"1 to {MAX_PLAN_BYTES} bytes")
         )  # fmt: skip
     return [(what, found, expected) for holds, what, found, expected in checks if not holds]
+
+
+def _caches_of_another_layout(cache: str, tensors: GraphInfo) -> list[str]:
+    found = {t.name: t.dtype for t in (*tensors.inputs, *tensors.outputs) if cache_kind(t.name)}
+    packed = cache == PACKED
+    return [f"{n} {dtype}" for n, dtype in found.items() if (dtype == PACKED_DTYPE) != packed]
 
 
 def _named_files(m: EngineManifest) -> set[str]:

@@ -26,6 +26,7 @@ from ds4export.engine.timing_cache import keep_cache, use_cache
 from ds4export.errors import ExportError
 from ds4export.onnx_names import DOMAIN
 from ds4export.passes import TENSORRT_PIPELINE, run_passes
+from ds4export.passes.pack_caches import pack_caches
 from ds4export.report import Reporter
 
 # Each plugin leaves one of the two in a plan, once for every profile; the op's name alone proves nothing.
@@ -81,17 +82,20 @@ def _messages(trt: Any) -> Messages:
     return Messages(trt)
 
 
-def lower(model: ir.Model) -> ir.Model:
+def lower(model: ir.Model, *, packed: bool = False) -> ir.Model:
     """The flat graph of ds4 nodes without bodies; weights that a self-contained artefact carries go.
 
+    `packed`: caches as INT8 rows of codes and scales.
+
     Raises:
-        ExportError: a node is no ds4 op.
+        ExportError: a node is no ds4 op, or the rows of a cache have no packed form.
     """
     for value in model.graph.inputs:
         if value.name and value.name in model.graph.initializers:
             del model.graph.initializers[value.name]
             value.const_value = None
-    model, _ = run_passes(model, TENSORRT_PIPELINE)
+    options = (pack_caches.name,) if packed else ()
+    model, _ = run_passes(model, TENSORRT_PIPELINE, options=options)
     others = sorted({n.op_type for n in model.graph if n.domain != DOMAIN})
     if others:
         raise ExportError(

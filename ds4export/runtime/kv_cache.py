@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,15 @@ from numpy.typing import NDArray
 from ds4export.artefact import Manifest
 from ds4export.artefact.manifest import STATE
 from ds4export.artefact.weights import NUMPY
+from ds4export.engine.cache_layout import PACKED, PACKED_DTYPE
 from ds4export.errors import ArtefactError, CapacityError
-from ds4export.state import F32, StateSpec, layer_state
+from ds4export.state import F32, PACKED_STATE, StateSpec, layer_state, packed_row_bytes
 
 
 def state_specs(manifest: Manifest, max_context: int, spare: int = 0) -> dict[str, StateSpec]:
     """`state.<layer>.<name>` of every layer and MTP block in the artefact.
+
+    Where the manifest says that its caches are packed, rows are of dtype INT8 and their width is in bytes.
 
     Raises:
         ArtefactError: the artefact's graphs keep another state.
@@ -29,8 +33,17 @@ def state_specs(manifest: Manifest, max_context: int, spare: int = 0) -> dict[st
         for prefix, ratio in layers.items()
         for spec in layer_state(c, ratio, max_context, spare)
     }
+    if manifest.cache == PACKED:
+        specs = {n: _packed(s, c.qk_rope_head_dim) for n, s in specs.items()}
     _check_inputs(manifest, specs)
     return specs
+
+
+def _packed(spec: StateSpec, rope_dims: int) -> StateSpec:
+    kind = PACKED_STATE.get(spec.name)
+    if kind is None:
+        return spec
+    return replace(spec, width=packed_row_bytes(kind, spec.width, rope_dims), dtype=PACKED_DTYPE)
 
 
 def _check_inputs(manifest: Manifest, specs: dict[str, StateSpec]) -> None:
@@ -53,6 +66,8 @@ def _check_inputs(manifest: Manifest, specs: dict[str, StateSpec]) -> None:
 
 
 def _dtype(manifest: Manifest, spec: StateSpec) -> str:
+    if spec.dtype == PACKED_DTYPE:
+        return PACKED_DTYPE
     return "BFLOAT16" if manifest.official and spec.dtype != F32 else "FLOAT"
 
 
@@ -79,5 +94,11 @@ def allocate_state(
         ) from None
     if fill != 0.0:
         for array in pool.values():
-            array[:] = fill
+            array[:] = fill if array.dtype.kind != "i" else _packed_fill(fill)
     return pool
+
+
+def _packed_fill(fill: float) -> int:
+    """Of a byte of packed rows: all ones are NaN in their scales, in e4m3 codes and in bfloat16."""
+    assert np.isnan(fill), "packed rows are filled with zeros or NaN"
+    return -1

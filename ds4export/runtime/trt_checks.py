@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from ds4export.artefact import Artefact
 from ds4export.artefact.manifest import GraphInfo
+from ds4export.engine.cache_layout import with_cache
 from ds4export.engine.manifest import EngineManifest
 from ds4export.engine.reader import Engine, check_machine
 from ds4export.engine.tensorrt import ENTERPRISE
@@ -34,7 +35,8 @@ def check_source(engine: Engine, artefact: Artefact) -> None:
             expected=f"one of {artefact.path}: {_short(given.hash)}, {_layers(given.layers)}",
             hint="build an engine from this artefact, or open the one it was built from",
         )
-    _check_tables(engine.path, built, given.graphs, given.ops)
+    graphs = with_cache(given, built.cache).graphs
+    _check_tables(engine.path, built, graphs, given.ops)
 
 
 def _check_tables(

@@ -16,7 +16,7 @@ from ds4export.runtime.device import Array, Device
 from ds4export.runtime.device_memory import MemoryPlan, check_memory
 from ds4export.runtime.trt_binding import ACTIVATIONS, IO, STATES, WEIGHTS, BindingPlan
 
-_NAN_BYTE = 0xFF  # all ones are NaN in float32 and bfloat16
+_NAN_BYTE = 0xFF  # all ones are NaN in float32, in bfloat16 and in the scales of packed rows
 
 
 class DeviceMemory:

@@ -11,9 +11,11 @@ Owns the order. Refuses whatever one of the checks refuses; nothing is left load
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from ds4export.artefact import Artefact
+from ds4export.engine.cache_layout import with_cache
 from ds4export.engine.plugins import check_ops, find_library
 from ds4export.engine.reader import Engine, check_library, open_engine
 from ds4export.engine.tensorrt import open_flavour
@@ -68,8 +70,10 @@ def open_engine_runner(
     slots = opened.manifest.max_batch if num_slots is None else num_slots
     context = opened.manifest.max_context if max_context is None else max_context
     check_pool(slots, context, opened.manifest.max_batch, opened.manifest.max_context, engine)
+    # the caches that the runner makes are the engine's, whatever layout the artefact's graphs have
+    kept = replace(artefact, manifest=with_cache(artefact.manifest, opened.manifest.cache))
     with ExitStack() as stack:
-        runner = _load(stack, artefact, opened, library, slots, context, fill)
+        runner = _load(stack, kept, opened, library, slots, context, fill)
         stack.pop_all()
     return runner
 

@@ -87,7 +87,7 @@ def made_up(folder: Path, library: PluginLibrary = LIBRARY) -> EngineManifest:
     artefact = open_artefact_folder(exported("nano", official=True, layers=(0, 1)))
     manifest = artefact.manifest
     sizes = sizes_of_artefact(manifest)
-    job = stage._Job(manifest, sizes, RTX_TARGETS, "", Path(library.file), library)
+    job = stage._Job(manifest, manifest.hash, sizes, RTX_TARGETS, "", Path(library.file), library)
     plans = {}
     for name in manifest.graphs:
         model = lower(read_graph(artefact.graph_path(name)))

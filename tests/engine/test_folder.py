@@ -45,6 +45,10 @@ def graph(raw):
     return raw["graphs"]["main"]
 
 
+def cache_of(raw):
+    return next(t for t in graph(raw)["tensors"]["inputs"] if t["name"] == "state.layers.0.window")
+
+
 def put_pipe(path):
     path.unlink()
     os.mkfifo(path)
@@ -108,6 +112,10 @@ EDITS = {
     "graph_gone": lambda raw: raw["graphs"].pop("main"),
     "graph_other": lambda raw: raw["graphs"].update(draft=raw["graphs"]["main"]),
     "context_text": lambda raw: raw.update(max_context="8192"),
+    "cache_unknown": lambda raw: raw.update(cache="fp8"),
+    "cache_gone": lambda raw: raw.pop("cache"),
+    "cache_of_no_tensor": lambda raw: raw.update(cache="packed"),
+    "cache_of_one_tensor": lambda raw: cache_of(raw).update(dtype="INT8"),
     "context_huge": lambda raw: raw.update(max_context=1 << 70),
 }  # fmt: skip
 

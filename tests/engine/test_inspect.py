@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from typer.testing import CliRunner
 
+from ds4export.artefact import open_artefact_folder
 from ds4export.cli import app
 from ds4export.engine.inspect import EngineSummary
 from ds4export.engine.reader import open_engine
@@ -38,6 +39,7 @@ def test_inspect_says_what_wants_it_and_where_it_is_for():
         "  versions     ",
         "moe 1",
         f"artefact       {open_engine(folder_without_tensorrt()).manifest.source.hash}",
+        "caches         native: rows as the ops compute with them",
         "built for      SM80 (A100, A30); SM86",
         "  but          NVIDIA's list of GPUs for tensorrt-rtx lacks SM80 (A100, A30)",
         "never on       SM90 (H100, H200); SM100 (B200): tensorrt-rtx does not serve them",
@@ -102,6 +104,31 @@ def test_build_with_a_recipe_then_inspect(tmp_path):
     text = invoke("inspect", tmp_path / "e").stdout
     assert "recipe tiny" in text
     assert "ids [1, 1] .. [1, 64] .. [4, 64]" in text
+
+
+def test_build_with_packed_caches_then_inspect(tmp_path):
+    pytest.importorskip("tensorrt_rtx", reason=RTX_MISSING)
+    source = exported("nano", official=True, layers=(1, 3))
+    done = invoke("build", source, "-o", tmp_path / "e", "--cache", "packed", "--plugins", shells())
+    assert done.exit_code == 0, done.stderr
+    assert "packed caches" in done.stderr
+    assert "caches         packed: window rings" in invoke("inspect", tmp_path / "e").stdout
+    m = open_engine(tmp_path / "e").manifest
+    assert m.cache == "packed"
+    assert m.source.hash == open_artefact_folder(source).manifest.hash
+    tensors = {t.name: t for t in m.graphs["main"].tensors.inputs}
+    assert tensors["state.layers.1.window"].dtype == "INT8"
+    assert tensors["state.layers.1.pending"].dtype == "FLOAT"
+    for shapes in m.graphs["main"].profiles.values():
+        assert shapes["state.layers.1.window"][2] == (4, 33, 200)
+
+
+def test_build_with_an_unknown_layout_of_caches(tmp_path):
+    done = invoke("build", "x", "-o", tmp_path / "e", "--cache", "fp8")
+    assert done.exit_code == 1
+    assert "error: unknown --cache" in done.stderr
+    assert "fp8" in done.stderr
+    assert "native or packed" in done.stderr
 
 
 def test_build_for_tensorrt_without_tensorrt(tmp_path):

@@ -28,17 +28,20 @@ def library() -> Path:
         pytest.skip(f"{error.what}: `make plugins` builds it")
 
 
+@pytest.mark.parametrize("cache", ["native", "packed"])
 @pytest.mark.parametrize("name", ["tiny-a", "tiny-c", "nano"])
-def test_a_plugin_with_a_kernel_for_every_node(library, tmp_path, name):
-    build_engine(exported(name, official=True), tmp_path / "e", BuildOptions(), quiet())
+def test_a_plugin_with_a_kernel_for_every_node(library, tmp_path, name, cache):
+    options = BuildOptions(cache=cache)
+    build_engine(exported(name, official=True), tmp_path / "e", options, quiet())
     engine = open_engine(tmp_path / "e")
     manifest = engine.manifest
     assert manifest.plugins == identify(library)
     assert manifest.plugins.kind == KERNELS
     assert manifest.targets == RTX_TARGETS
+    assert manifest.cache == cache
     check_library(engine, library)
     for graph in manifest.graphs.values():
         assert len(graph.profiles) == 2
         assert graph.plugin_records == 2 * sum(graph.nodes.values()) > 0
         plan = engine.read_plan(graph.plan.split(".")[0])
-        print(f"{name} {graph.plan}: {graph.plugin_records} records, {len(plan):,} bytes")
+        print(f"{name} {graph.plan}: {graph.plugin_records} records, {len(plan):,} bytes, {cache}")

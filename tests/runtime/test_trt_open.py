@@ -60,7 +60,9 @@ def write_engine(
 ) -> Path:
     artefact = open_artefact_folder(exported(**SOURCE))
     sizes = Sizes(CONTEXT, SLOTS, STEPS)
-    job = stage._Job(artefact.manifest, sizes, targets, "", library, identify(library))
+    job = stage._Job(
+        artefact.manifest, artefact.manifest.hash, sizes, targets, "", library, identify(library)
+    )
     builder = PlanBuilder(opened, ("SM80",), quiet())
     plans = {
         name: builder.build(name, lower(read_graph(artefact.graph_path(name))), job.profiles(name))
