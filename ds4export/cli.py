@@ -20,6 +20,7 @@ from ds4export.errors import Ds4Error, RuntimeInputError
 from ds4export.options import (
     ArtefactArgument,
     BackendOption,
+    CacheOption,
     CheckpointOption,
     EngineOption,
     JsonFlag,
@@ -341,6 +342,7 @@ def verify(
         str | None,
         typer.Option("--layers", metavar="LIST", help="Only these layers, one at a time: 0,2,3"),
     ] = None,
+    cache: CacheOption = "native",
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the report as JSON")
     ] = None,
@@ -365,6 +367,7 @@ def verify(
         dump=dump,
         layers=parse_layers(layers) if layers is not None else None,
         checkpoint=checkpoint,
+        cache=cache,
     )
     report = verify_command(artefact, options, json_file, junit_file)
     if not report.passed:

@@ -29,12 +29,12 @@ FLAGS = {
     "inspect": "PATH --json",
     "synth": "PATH --preset --seed",
     "export": "CHECKPOINT --output -o --numerics --max-context --max-batch --layers --self-contained --build",
-    "build": "ARTEFACT --output -o --target --recipe --plugins --checkpoint",
+    "build": "ARTEFACT --output -o --target --recipe --cache --plugins --checkpoint",
     "generate": "ARTEFACT PROMPT --max-new-tokens --temperature --top-p --seed --backend --engine --plugins "
     "--checkpoint --threads",
     "score": "ARTEFACT --ids --prefill --out --chunk --lengths --mtp-out --backend --engine --plugins "
     "--checkpoint --threads",
-    "verify": "ARTEFACT --backend --vectors --dump --layers --json --junit --checkpoint",
+    "verify": "ARTEFACT --backend --vectors --dump --layers --cache --json --junit --checkpoint",
     "doctor": "--json",
 }
 ERRORS = [e for e in vars(errors).values() if isinstance(e, type) and issubclass(e, Ds4Error)]

@@ -17,10 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ds4export.artefact.manifest import CHECKPOINT
+from ds4export.engine.cache_layout import NATIVE, PACKED, cache_kind, with_cache
 from ds4export.engine.plugins import check_ops
 from ds4export.errors import ParityError, RuntimeInputError
 from ds4export.ops import ALL_OPS
 from ds4export.parity.host_library import open_host_library
+from ds4export.parity.packed_rows import PackedRows, input_kinds, output_kinds
 from ds4export.parity.records import step_feeds
 from ds4export.parity.subject import MAIN, MTP, Half, OpNode, Subject
 from ds4export.ptxhost.plugin_host import (
@@ -48,7 +50,7 @@ class HostEndToEnd:
 
     def __init__(self, backend: HostBackend, num_slots: int, max_context: int) -> None:
         self._backend, self._host = backend, backend.host
-        manifest = backend.subject.manifest
+        manifest = backend.tables
         self.limits = Limits(manifest.config.vocab_size, num_slots, max_context)
         self.state: dict[str, SharedBuffer] = {}
         for name, rows in allocate_state(manifest, num_slots, max_context, fill=np.nan).items():
@@ -104,10 +106,10 @@ class HostEndToEnd:
             self.state[name].array[:] = rows
 
     def read_state(self, name: str) -> Array:
-        return self.state[name].array.copy()
+        return self._backend.unpacked(self.state[name].array.copy(), cache_kind(name))
 
     def write_state(self, name: str, slot: int, rows: Array) -> None:
-        self.state[name].array[slot] = rows
+        self.state[name].array[slot] = self._backend.packed(rows, cache_kind(name), name)
 
     def streams(self, result: Any) -> Array:
         return self._host.read(result)
@@ -130,12 +132,11 @@ def _check_streams(known: set[str], feeds: Mapping[str, Any]) -> None:
 
 
 class HostBackend:
-    """See `Backend`."""
+    """See `Backend`. With packed caches the plugins get and give INT8 rows; whoever calls sees bf16 rows."""
 
-    name = NAME
-
-    def __init__(self, subject: Subject) -> None:
+    def __init__(self, subject: Subject, cache: str = NATIVE) -> None:
         self.subject = subject
+        self.name = NAME if cache == NATIVE else f"{NAME}, {cache} caches"
         manifest = subject.manifest
         if not manifest.official:
             raise RuntimeInputError(
@@ -145,6 +146,8 @@ class HostBackend:
                 expected="an artefact in official numerics",
                 hint="export it with --numerics official, or verify it with --backend onnxruntime",
             )
+        self.tables = with_cache(manifest, cache)
+        self._rows = PackedRows(manifest.config) if cache == PACKED else None
         self._library = open_host_library()
         self._running: PluginHost | None = None
         self._fixed: dict[tuple[str, str], Buffer] = {}
@@ -169,28 +172,51 @@ class HostBackend:
         return HostEndToEnd(self, num_slots, max_context)
 
     def run_op(self, node: OpNode, inputs: Sequence[Array]) -> list[Array]:
-        pairs = zip(node.inputs, inputs, strict=True)
-        given = [self.fixed(node.graph, name) or array for name, array in pairs]
+        given = [
+            self.fixed(node.graph, name) or self.packed(array, kind, name)
+            for name, array, kind in zip(node.inputs, inputs, input_kinds(node), strict=True)
+        ]
         with self.blaming(node.path):
-            return self.host.run(job_of(node, given))
+            made = self.host.run(job_of(node, given))
+        return [self.unpacked(a, kind) for a, kind in zip(made, output_kinds(node), strict=True)]
 
     def run_half(self, half: Half, inputs: Sequence[Array]) -> list[Array]:
         fed = zip(half.inputs, inputs, strict=True)
         feeds = {n: array for n, array in fed if self.fixed(half.graph, n) is None}
+        feeds = self._packed_feeds(feeds)
         nodes = self.subject.graphs[half.graph].nodes
         with self.blaming(half.path):
             walk = Walk(self, self.host, feeds)
             walk.run([n for n in nodes if n.path.startswith(f"{half.path}/")])
-            return [self.host.read(walk.values[name]) for name in half.outputs]
+            made = [self.host.read(walk.values[name]) for name in half.outputs]
+        return [self.unpacked(a, cache_kind(n)) for n, a in zip(half.outputs, made, strict=True)]
 
     def trace(
         self, graph: str, feeds: Mapping[str, Array], taps: Sequence[str]
     ) -> dict[str, Array]:
         names = {i.name for i in self.subject.manifest.graphs[graph].inputs}
+        nodes = self.subject.graphs[graph].nodes
+        fed = self._packed_feeds({n: v for n, v in feeds.items() if n in names})
+        kinds = {n: kind for o in nodes for n, kind in zip(o.outputs, output_kinds(o), strict=True)}
         with self.blaming(f"{graph} graph"):
-            walk = Walk(self, self.host, {n: v for n, v in feeds.items() if n in names}, taps)
-            walk.run(self.subject.graphs[graph].nodes)
-        return {name: walk.tapped[name] for name in taps}
+            walk = Walk(self, self.host, fed, taps)
+            walk.run(nodes)
+        return {name: self.unpacked(walk.tapped[name], kinds[name]) for name in taps}
+
+    def packed(self, rows: Array, kind: str | None, where: object) -> Array:
+        """Rows as the plugins take them: those of a cache are packed where this back end has packed caches.
+
+        Raises:
+            ParityError: rows that packing would change.
+        """
+        return rows if self._rows is None or kind is None else self._rows.pack(rows, kind, where)
+
+    def unpacked(self, rows: Array, kind: str | None) -> Array:
+        """The inverse of `packed`."""
+        return rows if self._rows is None or kind is None else self._rows.unpack(rows, kind)
+
+    def _packed_feeds(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        return {n: self.packed(a, cache_kind(n), n) for n, a in feeds.items()}
 
     def fixed(self, graph: str, name: str) -> Buffer | None:
         """The buffer of a weight, on the bytes of its file, or of a constant; None for anything else."""

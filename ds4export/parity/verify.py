@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ds4export.artefact import Artefact, open_artefact_folder
+from ds4export.engine.cache_layout import NATIVE, check_cache
 from ds4export.errors import RuntimeInputError
-from ds4export.parity.backends import DEFAULT, check_backend, open_backend
+from ds4export.parity.backends import DEFAULT, Backend, check_backend, open_backend
 from ds4export.parity.layer_run import LayerRun, check_layers, layer_ops
 from ds4export.parity.levels import Levels
 from ds4export.parity.op_level import NUM_FLOORS
@@ -23,13 +24,15 @@ from ds4export.parity.vectors import VectorTally, check_vectors
 from ds4export.parity.whole_run import WholeRun
 from ds4export.report import Reporter, format_count
 
+PACKED_BACKEND = "plugins-on-host"  # the one that can be told how its caches are kept
+
 
 @dataclass(frozen=True)
 class VerifyOptions:
     """What a user may choose.
 
     `layers`: only these main layers, one at a time, with seeded streams. `late`: where the late sequences of the
-    scenario start; by default just past the top-k cut.
+    scenario start; by default just past the top-k cut. `cache`: how the back end keeps its caches, NATIVE or PACKED.
     """
 
     backend: str = DEFAULT
@@ -39,6 +42,7 @@ class VerifyOptions:
     checkpoint: Path | None = None
     seed: int = 0
     late: int | None = None
+    cache: str = NATIVE
 
 
 def verify_artefact(path: Path, options: VerifyOptions, reporter: Reporter) -> Report:
@@ -63,6 +67,13 @@ def verify_artefact(path: Path, options: VerifyOptions, reporter: Reporter) -> R
 
 def _checked(options: VerifyOptions) -> Path | None:
     """Refuse options that do not go together, before any work; returns the folder of vectors."""
+    check_cache(options.cache)
+    if options.cache != NATIVE and options.backend != PACKED_BACKEND:
+        raise RuntimeInputError(
+            f"--cache {options.cache} needs --backend {PACKED_BACKEND}: no other back end runs one op on packed caches",
+            found=options.backend,
+            expected=PACKED_BACKEND,
+        )
     check_backend(options.backend)
     if options.dump is not None and options.vectors is None:
         raise RuntimeInputError(
@@ -71,6 +82,15 @@ def _checked(options: VerifyOptions) -> Path | None:
     if options.vectors is not None and options.layers is not None:
         raise RuntimeInputError("--vectors needs the whole model", hint="leave --layers out")
     return options.vectors
+
+
+def _open_backend(options: VerifyOptions, subject: Subject) -> Backend:
+    if options.cache == NATIVE:
+        return open_backend(options.backend, subject)
+    # not at the top: only this back end needs the plugin host
+    from ds4export.parity.host_backend import HostBackend
+
+    return HostBackend(subject, options.cache)
 
 
 class Verification:
@@ -84,7 +104,7 @@ class Verification:
         if options.layers is not None:
             check_layers(path, options.layers, self.available)
         self.subject = Subject(self.artefact)
-        self.backend = open_backend(options.backend, self.subject)
+        self.backend = _open_backend(options, self.subject)
         self.checkpoint = open_reference_checkpoint(self.artefact, options.checkpoint)
         self.scenario = make_scenario(
             self.manifest.config, self._ratios(), seed=options.seed, late=options.late

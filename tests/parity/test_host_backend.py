@@ -16,6 +16,7 @@ import pytest
 from numpy.typing import NDArray
 
 from ds4export.artefact import open_artefact_folder
+from ds4export.engine.cache_layout import NATIVE, PACKED
 from ds4export.engine.plugins import DOES_NOTHING, PluginLibrary
 from ds4export.errors import ParityError, RuntimeInputError, ToolchainError
 from ds4export.export import ExportOptions, export_checkpoint
@@ -25,14 +26,21 @@ from ds4export.parity.backends import check_backend
 from ds4export.parity.compare import live_rows, live_tokens
 from ds4export.parity.host_backend import NAME, HostBackend, job_of
 from ds4export.parity.metrics import difference
+from ds4export.parity.packed_rows import PackedRows, input_kinds, output_kinds
 from ds4export.parity.records import Record, inputs_of, make_record
 from ds4export.parity.reference import open_reference_checkpoint, reference_model
 from ds4export.parity.reference_run import GraphStep, reference_steps
 from ds4export.parity.results import END_TO_END, HALF, OP, PROBE, Report
 from ds4export.parity.subject import MAIN, Half, OpNode, Subject
 from ds4export.parity.torch_backend import TorchBackend
-from ds4export.parity.verify import Verification, VerifyOptions
-from ds4export.ptxhost.plugin_host import Buffer, HostFaultError, RefusalError
+from ds4export.parity.verify import Verification, VerifyOptions, verify_artefact
+from ds4export.ptxhost.plugin_host import (
+    Buffer,
+    HostFaultError,
+    Job,
+    PluginHost,
+    RefusalError,
+)
 from ds4export.report import Reporter
 from tests.parity.faults import DATA, Bench
 from tests.parity.plant import Plant
@@ -80,10 +88,10 @@ def backend(built: None, subject: Subject) -> Iterator[HostBackend]:
     made.close()
 
 
-def opened(subject: Subject) -> HostBackend:
+def opened(subject: Subject, cache: str = NATIVE) -> HostBackend:
     """The back end; skips where the built library is older than its ops."""
     try:
-        return HostBackend(subject)
+        return HostBackend(subject, cache)
     except ToolchainError as error:
         pytest.skip(f"{error.what}: {error.found}")
 
@@ -138,6 +146,101 @@ def test_ops_that_the_library_lacks_are_listed(
     with pytest.raises(ToolchainError, match=r"lacks 2 of the \d+ ops") as caught:
         HostBackend(subject)
     assert caught.value.found == "no plugin for kv_row, moe"
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "torch", "tensorrt-rtx", "no-such"])
+def test_only_this_back_end_takes_packed_caches(tiny_a: Path, name: str) -> None:
+    options = VerifyOptions(backend=name, cache=PACKED)
+    with pytest.raises(RuntimeInputError, match=f"--cache packed needs --backend {NAME}") as caught:
+        verify_artefact(tiny_a, options, Reporter(num_stages=2))
+    assert (caught.value.found, caught.value.expected) == (name, NAME)
+
+
+def test_an_unknown_layout_of_caches_is_refused(tiny_a: Path) -> None:
+    options = VerifyOptions(backend=NAME, cache="fp8")
+    with pytest.raises(RuntimeInputError, match="unknown --cache") as caught:
+        verify_artefact(tiny_a, options, Reporter(num_stages=2))
+    assert (caught.value.found, caught.value.expected) == ("fp8", "native or packed")
+
+
+# packed rows
+
+
+def cache_inputs(subject: Subject, step: GraphStep) -> list[tuple[str, str, Array]]:
+    """Name, kind and rows of every cache with a packed form that a step has written."""
+    made = {}
+    for node, call in zip(subject.graphs[MAIN].nodes, step.calls, strict=True):
+        for name, kind, rows in zip(node.outputs, output_kinds(node), call.outputs, strict=True):
+            if kind is not None:
+                made[name] = (name, kind, array_from_tensor(rows))
+    return list(made.values())
+
+
+def test_rows_that_ops_write_come_back_from_packed_ones(
+    subject: Subject, steps: list[GraphStep]
+) -> None:
+    rows_of, seen = PackedRows(subject.manifest.config), set()
+    for name, kind, rows in cache_inputs(subject, steps[2]):
+        packed = rows_of.pack(rows, kind, name)
+        assert packed.dtype == np.int8
+        assert packed.shape[-1] < 2 * rows.shape[-1]
+        back = rows_of.unpack(packed, kind)
+        assert difference(back[:, :-1], rows[:, :-1]).largest == 0
+        seen.add(name.rsplit(".", 1)[-1])
+    assert {s.removesuffix("_out") for s in seen} == {"window", "entries", "index_keys"}
+
+
+@pytest.mark.parametrize("kind", ["window", "index_keys"])
+def test_rows_that_packing_would_change_are_refused(
+    subject: Subject, steps: list[GraphStep], kind: str
+) -> None:
+    """A comparison would show the packing; in the scratch row anything may stand."""
+    rows_of = PackedRows(subject.manifest.config)
+    name, layout, rows = next(
+        found for found in cache_inputs(subject, steps[2]) if found[0].endswith(f".{kind}_out")
+    )
+    written = np.argwhere(~np.isnan(rows[:, :-1].astype(np.float32)).any(-1))
+    slot, row = (int(i) for i in written[0])
+    between = np.ones(rows.shape[-1])
+    between[0] = 0.59375  # between two codes, whatever the scale
+    scratch, changed = rows.copy(), rows.copy()
+    scratch[slot, -1] = changed[slot, row] = between
+    rows_of.pack(scratch, layout, name)
+    with pytest.raises(ParityError, match="cannot be packed without a loss") as caught:
+        rows_of.pack(changed, layout, name)
+    assert caught.value.where == name
+    assert f"at ({slot}, {row})" in caught.value.found
+
+
+def test_plugins_are_given_packed_rows(
+    built: None, subject: Subject, steps: list[GraphStep], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the levels see is bf16; what goes into the host is INT8, of every cache and of nothing else."""
+    jobs: list[Job] = []
+    run = PluginHost.run
+
+    def watched(self: PluginHost, job: Job) -> list[Array]:
+        jobs.append(job)
+        return run(self, job)
+
+    monkeypatch.setattr(PluginHost, "run", watched)
+    backend = opened(subject, PACKED)
+    nodes = subject.graphs[MAIN].nodes
+    for node, call in zip(nodes, steps[2].calls, strict=True):
+        if node.path.startswith("layers.1/attn/") and any(input_kinds(node)):
+            made = backend.run_op(node, [array_from_tensor(t) for t in call.inputs])
+            assert [a.dtype for a in made] == [array_from_tensor(t).dtype for t in call.outputs]
+    backend.close()
+    given = {j.op: [a.dtype == np.int8 for a in j.inputs] for j in jobs}
+    assert {op: sum(packed) for op, packed in given.items()} == {
+        "compress_csa": 1,
+        "compress_index": 1,
+        "indexer_topk": 1,
+        "attention_csa": 2,
+    }
+    assert all(
+        given[n.op] == [k is not None for k in input_kinds(n)] for n in nodes if n.op in given
+    )
 
 
 # buffers
@@ -244,21 +347,23 @@ def test_writing_to_a_mapped_file_ends_the_host(
 # parity
 
 
-def verified(artefact: Path, steps: list[GraphStep]) -> Report:
+def verified(artefact: Path, steps: list[GraphStep], cache: str = NATIVE) -> Report:
     """The report on some steps of the reference."""
     opened(Subject(open_artefact_folder(artefact))).close()
-    made = Verification(artefact, VerifyOptions(backend=NAME), num_floors=0)
+    made = Verification(artefact, VerifyOptions(backend=NAME, cache=cache), num_floors=0)
     made.run_whole(steps)
     assert isinstance(made.backend, HostBackend)
     made.backend.close()
     return made.report(0.0)
 
 
+@pytest.mark.parametrize("cache", [NATIVE, PACKED])
 def test_the_first_steps_agree_at_every_level(
-    built: None, tiny_a: Path, steps: list[GraphStep]
+    built: None, tiny_a: Path, steps: list[GraphStep], cache: str
 ) -> None:
-    report = verified(tiny_a, steps)
+    report = verified(tiny_a, steps, cache)
     assert report.first_divergence == ""
+    assert report.backend == (NAME if cache == NATIVE else f"{NAME}, packed caches")
     subject = Subject(open_artefact_folder(tiny_a))
     nodes = [n.path for g in subject.graphs.values() for n in g.nodes]
     for level in (OP, HALF, PROBE, END_TO_END):
@@ -349,11 +454,13 @@ def test_a_state_that_is_still_read_is_not_written_in_place(
     assert difference(got, want, live).relative < 1e-2
 
 
+@pytest.mark.parametrize("cache", [NATIVE, PACKED])
 def test_a_trace_is_the_graph_without_its_effects(
-    backend: HostBackend, steps: list[GraphStep]
+    built: None, subject: Subject, steps: list[GraphStep], cache: str
 ) -> None:
     """Taps are what the nodes made, the arrays that were fed in stay as they are."""
-    step, graph = steps[2], backend.subject.graphs[MAIN]
+    backend = opened(subject, cache)
+    step, graph = steps[2], subject.graphs[MAIN]
     taps = [graph.nodes[0].outputs[0], "state.layers.0.window_out", "logits"]
     feeds = {n: a.copy() for n, a in step.feeds.items()}
     got = backend.trace(MAIN, feeds, taps)
@@ -366,6 +473,7 @@ def test_a_trace_is_the_graph_without_its_effects(
     rows[step.inputs.slots, -1] = False  # scratch, which padding writes to
     assert difference(got[taps[1]], want[taps[1]], rows).relative < 1e-2
     assert difference(got["logits"], want["logits"], live_rows(step.inputs)).relative < 0.1
+    backend.close()
 
 
 def test_a_range_of_layers_takes_streams(
