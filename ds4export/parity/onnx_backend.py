@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ds4export.errors import ParityError
 from ds4export.ops import ALL_OPS
 from ds4export.parity.cut import cut_node, with_taps
+from ds4export.parity.runner_end_to_end import RunnerEndToEnd
 from ds4export.parity.subject import Half, OpNode, Subject
 from ds4export.runtime.onnx_runner import OnnxRunner
 from ds4export.runtime.ort_placement import (
@@ -28,44 +29,10 @@ from ds4export.runtime.ort_placement import (
     open_cuda_placement,
     provider_list,
 )
-from ds4export.runtime.runner import Runner
 
 Array = NDArray[Any]
 THREADS = 1
 KEPT_SESSIONS = 128
-
-
-class OnnxEndToEnd:
-    """The runtime's own runner over a pool filled with NaN."""
-
-    def __init__(
-        self, subject: Subject, num_slots: int, max_context: int, placement: Placement
-    ) -> None:
-        self._runner = OnnxRunner(
-            subject.artefact,
-            num_slots=num_slots,
-            max_context=max_context,
-            threads=THREADS,
-            fill=np.nan,
-            placement=placement,
-        )
-
-    @property
-    def runner(self) -> Runner:
-        return self._runner
-
-    def read_state(self, name: str) -> Array:
-        """A copy: the runner writes in place."""
-        return self._runner.read_state(name)
-
-    def write_state(self, name: str, slot: int, rows: Array) -> None:
-        self._runner.write_state(name, slot, rows)
-
-    def streams(self, result: Any) -> Array:
-        return self._runner.read_streams(result)
-
-    def close(self) -> None:
-        self._runner.close()
 
 
 class OnnxBackend:
@@ -82,8 +49,16 @@ class OnnxBackend:
         self._placement = open_placement()
         self._sessions: dict[tuple[str, ...], ort.InferenceSession] = {}
 
-    def open(self, *, num_slots: int, max_context: int) -> OnnxEndToEnd:
-        return OnnxEndToEnd(self.subject, num_slots, max_context, self._open_placement())
+    def open(self, *, num_slots: int, max_context: int) -> RunnerEndToEnd:
+        runner = OnnxRunner(
+            self.subject.artefact,
+            num_slots=num_slots,
+            max_context=max_context,
+            threads=THREADS,
+            fill=np.nan,
+            placement=self._open_placement(),
+        )
+        return RunnerEndToEnd(runner)
 
     def run_op(self, node: OpNode, inputs: Sequence[Array]) -> list[Array]:
         ranks = str([a.ndim for a in inputs])

@@ -28,11 +28,11 @@ from ds4export.engine.tensorrt import RTX, RTX_TARGETS, Flavour, open_flavour
 from ds4export.errors import Ds4Error, ParityError, ToolchainError
 from ds4export.ops import ALL_OPS
 from ds4export.parity.cut import cut_node, with_taps
+from ds4export.parity.runner_end_to_end import RunnerEndToEnd
 from ds4export.parity.subject import Half, OpNode, Subject
 from ds4export.report import Reporter
 from ds4export.runtime.cuda_device import open_cuda_device
 from ds4export.runtime.device import Device
-from ds4export.runtime.runner import Runner
 from ds4export.runtime.trt_binding import PlanShape
 from ds4export.runtime.trt_checks import THIS_GPU
 from ds4export.runtime.trt_library import shared_library
@@ -71,29 +71,6 @@ def check_machine(name: str) -> None:
     open_machine(name)
 
 
-class TensorRtEndToEnd:
-    """The runtime's own runner over a pool filled with NaN."""
-
-    def __init__(self, runner: TrtRunner) -> None:
-        self._runner = runner
-
-    @property
-    def runner(self) -> Runner:
-        return self._runner
-
-    def read_state(self, name: str) -> Array:
-        return self._runner.read_state(name)
-
-    def write_state(self, name: str, slot: int, rows: Array) -> None:
-        self._runner.write_state(name, slot, rows)
-
-    def streams(self, result: Any) -> Array:
-        return self._runner.read_streams(result)
-
-    def close(self) -> None:
-        self._runner.close()
-
-
 class TensorRtBackend:
     """See `Backend`. The plugin library stays registered as long as this lives."""
 
@@ -116,7 +93,7 @@ class TensorRtBackend:
         check_ops(ops, subject.manifest.ops, machine.library)
         self._plans: dict[tuple[Any, ...], _Part] = {}
 
-    def open(self, *, num_slots: int, max_context: int) -> TensorRtEndToEnd:
+    def open(self, *, num_slots: int, max_context: int) -> RunnerEndToEnd:
         batch, chunk = (1, num_slots, num_slots), min(DEFAULT_CHUNK, max_context)
         rows = (1, 1, LOGIT_ROWS)
         steps = {
@@ -138,7 +115,7 @@ class TensorRtBackend:
                 fill=np.nan,
             )
             stack.pop_all()
-        return TensorRtEndToEnd(runner)
+        return RunnerEndToEnd(runner)
 
     def _whole(self, name: str, sizes: Sizes) -> PlanSource:
         info = self.subject.manifest.graphs[name]
