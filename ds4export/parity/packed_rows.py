@@ -37,8 +37,7 @@ class PackedRows:
         Raises:
             ParityError: a row that is not codes times scales.
         """
-        given = tensor_from_array(np.array(rows))
-        made = array_from_tensor(packed(given, kind, self.config.qk_rope_head_dim))
+        made = self._packed(rows, kind)
         changed = np.asarray(~equal_bits(self.unpack(made, kind), rows).all(-1))
         changed[..., -1] = False
         if changed.any():
@@ -50,6 +49,14 @@ class PackedRows:
                 expected="rows that hold codes times scales, as every op writes them",
             )
         return made
+
+    def as_written(self, rows: Array, kind: str) -> Array:
+        """bf16 [..., width] -> the nearest rows that an op could have written, of the same shape and dtype."""
+        return self.unpack(self._packed(rows, kind), kind)
+
+    def _packed(self, rows: Array, kind: str) -> Array:
+        given = tensor_from_array(np.array(rows))
+        return array_from_tensor(packed(given, kind, self.config.qk_rope_head_dim))
 
     def unpack(self, rows: Array, kind: str) -> Array:
         """int8 [..., bytes] -> bf16 [..., width]."""

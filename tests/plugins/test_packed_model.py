@@ -13,10 +13,12 @@ import pytest
 import torch
 
 from ds4export.artefact import open_artefact_folder
+from ds4export.engine.cache_layout import LAYOUTS
 from ds4export.errors import ToolchainError
 from ds4export.ops._packed import packed
 from ds4export.parity.backends import check_backend
 from ds4export.parity.host_backend import NAME, HostBackend, HostEndToEnd
+from ds4export.parity.metrics import equal_bits
 from ds4export.parity.subject import Subject
 from ds4export.runtime.runner import StepInputs
 from ds4export.state import PACKED_STATE, packed_row_bytes
@@ -31,32 +33,21 @@ ROPE_DIMS = 64
 
 
 @pytest.fixture(scope="module")
-def backend() -> Iterator[HostBackend]:
+def backends() -> Iterator[list[HostBackend]]:
+    """Over native rows and over packed ones."""
+    subject = Subject(open_artefact_folder(artefact()))
     try:
         check_backend(NAME)
-        opened = HostBackend(Subject(open_artefact_folder(artefact())))
+        opened = [HostBackend(subject, cache) for cache in LAYOUTS]
     except ToolchainError as error:
         pytest.skip(f"{error.what}: {error.found}")
     yield opened
-    opened.close()
+    for backend in opened:
+        backend.close()
 
 
 def artefact() -> Path:
     return exported("tiny-a", official=True)
-
-
-class PackedEndToEnd(HostEndToEnd):
-    """The back end's runner on a state of packed rows, which begin as bytes of 0xff."""
-
-    def __init__(self, backend: HostBackend, num_slots: int, max_context: int) -> None:
-        super().__init__(backend, num_slots, max_context)
-        for name, native in list(self.state.items()):
-            kind = PACKED_STATE.get(name.rsplit(".", 1)[-1])
-            if kind:
-                num_bytes = packed_row_bytes(kind, native.shape[-1], ROPE_DIMS)
-                shape = (*native.shape[:-1], num_bytes)
-                self.state[name] = backend.host.shared(np.dtype(np.int8), shape)
-                self.state[name].array[:] = -1
 
 
 def logits(run: HostEndToEnd, vocabulary: int) -> list[np.ndarray]:
@@ -76,23 +67,26 @@ def logits(run: HostEndToEnd, vocabulary: int) -> list[np.ndarray]:
     return found
 
 
-def test_logits_and_state_are_those_of_native_rows(backend: HostBackend) -> None:
-    vocabulary = backend.subject.manifest.config.vocab_size
-    native, packed_run = HostEndToEnd(backend, 3, 400), PackedEndToEnd(backend, 3, 400)
+def test_logits_and_state_are_those_of_native_rows(backends: list[HostBackend]) -> None:
+    vocabulary = backends[0].subject.manifest.config.vocab_size
+    native, packed_run = (backend.open(num_slots=3, max_context=400) for backend in backends)
     want, got = logits(native, vocabulary), logits(packed_run, vocabulary)
     for step, (a, b) in enumerate(zip(got, want, strict=True)):
         np.testing.assert_array_equal(a.view(np.int32), b.view(np.int32), err_msg=f"step {step}")
     checked = 0
     for name, buffer in packed_run.state.items():
         kind, rows = PACKED_STATE.get(name.rsplit(".", 1)[-1]), native.read_state(name)
+        seen = packed_run.read_state(name)
+        assert seen.dtype == rows.dtype
+        assert equal_bits(seen, rows)[:, :-1].all(), name  # the last row is scratch
         if kind is None:
             np.testing.assert_array_equal(buffer.array, rows, err_msg=name)
             continue
+        assert buffer.array.shape[-1] == packed_row_bytes(kind, rows.shape[-1], ROPE_DIMS)
         before = torch_from(rows)
         written = ~torch.isnan(before).any(-1)
-        assert bool(written.any()) is not name.startswith("state.mtp."), (
-            name
-        )  # its graph does not run
+        ran = not name.startswith("state.mtp.")  # its graph does not run
+        assert bool(written.any()) is ran, name
         bytes_of_rows = torch.from_numpy(buffer.array.copy())
         assert torch.equal(bytes_of_rows[written], packed(before[written], kind, ROPE_DIMS)), name
         assert bool((bytes_of_rows[~written] == -1).all()), name

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -19,9 +20,11 @@ from ds4export.artefact import open_artefact_folder
 from ds4export.artefact.writer import staged_folder
 from ds4export.engine import build as stage
 from ds4export.engine.build import BuildOptions
-from ds4export.engine.plan import PlanBuilder, lower, read_graph
+from ds4export.engine.cache_layout import NATIVE, PACKED, cache_kind, with_cache
+from ds4export.engine.plan import PlanBuilder
 from ds4export.engine.plugins import identify
 from ds4export.engine.profile import Sizes
+from ds4export.engine.reader import Engine, open_engine
 from ds4export.engine.tensorrt import RTX, Flavour, open_flavour
 from ds4export.errors import (
     ArtefactError,
@@ -30,10 +33,16 @@ from ds4export.errors import (
     RuntimeInputError,
     ToolchainError,
 )
+from ds4export.ops._define import OpDef
+from ds4export.ops._packed import in_either_layout
+from ds4export.parity.packed_rows import PackedRows
+from ds4export.parity.reference import Call, call_reference
 from ds4export.runtime import trt_open
+from ds4export.runtime.trt_checks import check_source
 from ds4export.runtime.trt_open import open_engine_runner
 from tests.engine.kit import RTX_MISSING, shells
 from tests.kit.artefacts import exported, quiet
+from tests.runtime import trt_standin
 from tests.runtime.trt_kit import CONTEXT, SLOTS, STEPS, flavour, open_device, step_of, without_mark
 
 SOURCE: dict[str, Any] = {"name": "nano", "official": True, "layers": (1, 4)}
@@ -56,16 +65,19 @@ def engine(library: Path, built_with: Flavour, tmp_path_factory: pytest.TempPath
 
 
 def write_engine(
-    target: Path, library: Path, opened: Flavour, targets: tuple[str, ...] = TARGETS
+    target: Path,
+    library: Path,
+    opened: Flavour,
+    targets: tuple[str, ...] = TARGETS,
+    cache: str = NATIVE,
 ) -> Path:
     artefact = open_artefact_folder(exported(**SOURCE))
+    tables = with_cache(artefact.manifest, cache)
     sizes = Sizes(CONTEXT, SLOTS, STEPS)
-    job = stage._Job(
-        artefact.manifest, artefact.manifest.hash, sizes, targets, "", library, identify(library)
-    )
+    job = stage._Job(tables, artefact.manifest.hash, sizes, targets, "", library, identify(library))
     builder = PlanBuilder(opened, ("SM80",), quiet())
     plans = {
-        name: builder.build(name, lower(read_graph(artefact.graph_path(name))), job.profiles(name))
+        name: builder.build(name, job.lowered(artefact.graph_path(name)), job.profiles(name))
         for name in artefact.manifest.graphs
     }
     with staged_folder(target) as folder:
@@ -103,6 +115,72 @@ def test_runs(engine: Path, library: Path, machine: Flavour, rng: np.random.Gene
     runner.close()
     assert registry.loaded == []
     assert device.free_bytes() == device.facts.total_bytes
+
+
+@pytest.fixture(scope="module")
+def packed_engine(
+    library: Path, built_with: Flavour, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    target = tmp_path_factory.mktemp("packed") / "e"
+    return write_engine(target, library, built_with, cache=PACKED)
+
+
+def in_either(op: OpDef, inputs: Any, attributes: Any) -> Call:
+    """What the plugins do: rows of a cache as they come."""
+    return call_reference(replace(op, reference=in_either_layout(op)), inputs, attributes)
+
+
+def test_packed_caches_are_the_runners(
+    engine: Path,
+    packed_engine: Path,
+    library: Path,
+    machine: Flavour,
+    rng: np.random.Generator,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An engine with packed caches says what one with native caches says, out of a smaller pool."""
+    monkeypatch.setattr(trt_standin, "call_reference", in_either)
+    streams = rng.standard_normal((1, 6, 4, 128), np.float32).astype(ml_dtypes.bfloat16)
+    logits, states, num_bytes = [], [], []
+    for folder in (engine, packed_engine):
+        runner = opened(folder, library, fill=np.nan)
+        inputs = step_of(runner, [[1, 2, 3, 4, 5, 6]], [0], [0])
+        made = runner.step(inputs, streams_in=streams)
+        logits.append(made.logits)
+        names = [n for n in runner._states if cache_kind(n)]
+        states.append({n: runner.read_state(n) for n in names})
+        num_bytes.append(runner._memory.memory.state)
+        runner.close()
+    np.testing.assert_array_equal(logits[1].view(np.int32), logits[0].view(np.int32))
+    native, packed = states
+    assert num_bytes[1] < num_bytes[0]
+    config = open_artefact_folder(exported(**SOURCE)).manifest.config
+    for name, rows in packed.items():
+        assert rows.dtype == np.int8
+        assert rows.shape[-1] == (68 if name.endswith("keys") else 200)
+        back = PackedRows(config).unpack(rows, str(cache_kind(name)))
+        written = ~np.isnan(native[name].astype(np.float32)).any(-1)
+        scratch = np.zeros_like(written)
+        scratch[:, -1] = True
+        live = written & ~scratch
+        np.testing.assert_array_equal(back[live], native[name][live], err_msg=name)
+        assert (rows[~written & ~scratch] == -1).all(), name  # all ones are NaN
+        # an entry of layer 2 takes 128 tokens, MTP has not run
+        assert bool(live.any()) is not (name in ("state.layers.2.entries", "state.mtp.0.window")), (
+            name
+        )
+
+
+def test_an_engine_whose_caches_are_not_in_its_layout(packed_engine: Path) -> None:
+    artefact, given = open_artefact_folder(exported(**SOURCE)), open_engine(packed_engine)
+    check_source(given, artefact)
+    changed = Engine(packed_engine, replace(given.manifest, cache=NATIVE))
+    with pytest.raises(ArtefactError, match="differ in their tensors of graph `main`") as caught:
+        check_source(changed, artefact)
+    assert (
+        "state.layers.1.window state INT8 ['S', 'rows.layers.1.window', 200]" in caught.value.found
+    )
+    assert "BFLOAT16" in caught.value.expected
 
 
 def test_two_runners_share_the_library(engine: Path, library: Path, machine: Flavour) -> None:
@@ -145,9 +223,6 @@ def test_an_engine_of_another_artefact(engine: Path, library: Path) -> None:
 def test_an_artefact_whose_tables_are_not_those_of_the_engine(engine: Path, library: Path) -> None:
     """The hash is right and a tensor is not: whoever made this, it must not be bound."""
     artefact = open_artefact_folder(exported(**SOURCE))
-    from ds4export.engine.reader import Engine, open_engine
-    from ds4export.runtime.trt_checks import check_source
-
     given = open_engine(engine)
     main = given.manifest.graphs["main"]
     cut = replace(main.tensors, outputs=main.tensors.outputs[1:])
@@ -260,7 +335,6 @@ def test_a_plan_with_other_tensors_than_the_manifest(
 
 def test_enterprise_engines_name_no_gpu(library: Path, built_with: Flavour, tmp_path: Path) -> None:
     """TensorRT refuses a foreign plan itself; its version is compared here."""
-    from ds4export.engine.reader import open_engine
     from ds4export.runtime.trt_checks import THIS_GPU, check_gpu
 
     own = replace(built_with, name="tensorrt", version="10.16")
