@@ -25,7 +25,7 @@ from ds4export.parity import host_library
 from ds4export.parity.backends import check_backend
 from ds4export.parity.compare import live_rows, live_tokens
 from ds4export.parity.host_backend import NAME, HostBackend, job_of
-from ds4export.parity.metrics import difference
+from ds4export.parity.metrics import difference, equal_bits
 from ds4export.parity.packed_rows import PackedRows, input_kinds, output_kinds
 from ds4export.parity.records import Record, inputs_of, make_record
 from ds4export.parity.reference import open_reference_checkpoint, reference_model
@@ -210,6 +210,10 @@ def test_rows_that_packing_would_change_are_refused(
         rows_of.pack(changed, layout, name)
     assert caught.value.where == name
     assert f"at ({slot}, {row})" in caught.value.found
+    nearest = rows_of.as_written(changed, layout)
+    rows_of.pack(nearest, layout, name)
+    assert 0 < difference(nearest[slot, row], changed[slot, row]).largest < 0.1
+    assert equal_bits(rows_of.as_written(rows, layout), rows)[:, :-1].all()
 
 
 def test_plugins_are_given_packed_rows(

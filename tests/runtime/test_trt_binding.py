@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from ds4export.artefact import open_artefact_folder
 from ds4export.artefact.manifest import STATE, WEIGHT, GraphInfo, TensorInfo
+from ds4export.engine.cache_layout import PACKED, with_cache
 from ds4export.engine.profile import Sizes, profiles_of, sizes_of_artefact, state_bytes
 from ds4export.errors import ArtefactError, CapacityError
 from ds4export.runtime.device_memory import MemoryPlan, check_memory
-from ds4export.runtime.kv_cache import state_specs
+from ds4export.runtime.kv_cache import allocate_state, state_specs
 from ds4export.runtime.runner import StepInputs
 from ds4export.runtime.step_cut import ProfileRange, choose_profile, cut_step, profile_ranges
 from ds4export.runtime.trt_binding import (
@@ -92,6 +93,35 @@ def test_bytes_are_counted_from_the_shapes() -> None:
     memory = memory_of(made)
     assert by_block[WEIGHTS] <= memory.weights < by_block[WEIGHTS] + ALIGNMENT * len(names)
     assert memory.total == memory.weights + memory.state + memory.io
+
+
+def test_packed_caches_are_counted_and_begin_as_they_say() -> None:
+    """The layout, the sum of the engine's manifest and the pool on the host have the same bytes."""
+    native = open_artefact_folder(exported("nano", official=True)).manifest
+    manifest, sizes = with_cache(native, PACKED), sizes_of_artefact(native)
+    plans = {
+        n: PlanShape(g, profiles_of(g, manifest.config, sizes)) for n, g in manifest.graphs.items()
+    }
+    specs = state_specs(manifest, sizes.max_context)
+    shapes = {n: (sizes.max_batch, s.rows, s.width) for n, s in specs.items()}
+    made = plan_bindings(plans, shapes)
+    placed = sum(r.num_bytes for r in made.regions.values() if r.block == STATES)
+    assert placed == state_bytes(manifest.graphs.values(), manifest.config, sizes)
+    assert placed < state_bytes(native.graphs.values(), native.config, sizes)
+    zeros, unset = (
+        allocate_state(manifest, sizes.max_batch, sizes.max_context, fill=f) for f in (0.0, np.nan)
+    )
+    assert placed == sum(rows.nbytes for rows in zeros.values())
+    for name, rows in unset.items():
+        assert rows.dtype == (np.float32 if name.endswith("pending") else np.int8)
+        assert not zeros[name].any()
+        assert (
+            (rows.view(np.uint8) == 0xFF).all() if rows.dtype == np.int8 else np.isnan(rows).all()
+        )
+    with pytest.raises(ArtefactError, match="not that of its config") as caught:
+        state_specs(replace(native, cache=PACKED), sizes.max_context)
+    assert "BFLOAT16 of width 128" in caught.value.found
+    assert caught.value.expected == "INT8 of width 200"
 
 
 def edited(plans: dict[str, PlanShape], change: Any) -> dict[str, PlanShape]:
