@@ -25,22 +25,15 @@ from ds4export.parity import host_library
 from ds4export.parity.backends import check_backend
 from ds4export.parity.compare import live_rows, live_tokens
 from ds4export.parity.host_backend import NAME, HostBackend, job_of
-from ds4export.parity.metrics import difference, equal_bits
-from ds4export.parity.packed_rows import PackedRows, input_kinds, output_kinds
+from ds4export.parity.metrics import difference
 from ds4export.parity.records import Record, inputs_of, make_record
 from ds4export.parity.reference import open_reference_checkpoint, reference_model
 from ds4export.parity.reference_run import GraphStep, reference_steps
 from ds4export.parity.results import END_TO_END, HALF, OP, PROBE, Report
 from ds4export.parity.subject import MAIN, Half, OpNode, Subject
 from ds4export.parity.torch_backend import TorchBackend
-from ds4export.parity.verify import Verification, VerifyOptions, verify_artefact
-from ds4export.ptxhost.plugin_host import (
-    Buffer,
-    HostFaultError,
-    Job,
-    PluginHost,
-    RefusalError,
-)
+from ds4export.parity.verify import Verification, VerifyOptions
+from ds4export.ptxhost.plugin_host import Buffer, HostFaultError, RefusalError
 from ds4export.report import Reporter
 from tests.parity.faults import DATA, Bench
 from tests.parity.plant import Plant
@@ -58,7 +51,11 @@ def tiny_a(bench: Bench) -> Path:
 @pytest.fixture(scope="session")
 def steps(tiny_a: Path) -> list[GraphStep]:
     """The reference's first steps over tiny-a."""
-    made = Verification(tiny_a, VerifyOptions(), num_floors=0)
+    return first_steps(tiny_a)
+
+
+def first_steps(artefact: Path) -> list[GraphStep]:
+    made = Verification(artefact, VerifyOptions(), num_floors=0)
     checkpoint = open_reference_checkpoint(made.artefact, None)
     model = reference_model(made.artefact, checkpoint, made.available)
     found = reference_steps(model, made.scenario, with_floor=False)
@@ -68,6 +65,10 @@ def steps(tiny_a: Path) -> list[GraphStep]:
 @pytest.fixture(scope="session")
 def built() -> None:
     """Skips unless a host for this library has been compiled."""
+    needs_host()
+
+
+def needs_host() -> None:
     try:
         host_library.check_host()
     except ToolchainError as error:
@@ -146,105 +147,6 @@ def test_ops_that_the_library_lacks_are_listed(
     with pytest.raises(ToolchainError, match=r"lacks 2 of the \d+ ops") as caught:
         HostBackend(subject)
     assert caught.value.found == "no plugin for kv_row, moe"
-
-
-@pytest.mark.parametrize("name", ["onnxruntime", "torch", "tensorrt-rtx", "no-such"])
-def test_only_this_back_end_takes_packed_caches(tiny_a: Path, name: str) -> None:
-    options = VerifyOptions(backend=name, cache=PACKED)
-    with pytest.raises(RuntimeInputError, match=f"--cache packed needs --backend {NAME}") as caught:
-        verify_artefact(tiny_a, options, Reporter(num_stages=2))
-    assert (caught.value.found, caught.value.expected) == (name, NAME)
-
-
-def test_an_unknown_layout_of_caches_is_refused(tiny_a: Path) -> None:
-    options = VerifyOptions(backend=NAME, cache="fp8")
-    with pytest.raises(RuntimeInputError, match="unknown --cache") as caught:
-        verify_artefact(tiny_a, options, Reporter(num_stages=2))
-    assert (caught.value.found, caught.value.expected) == ("fp8", "native or packed")
-
-
-# packed rows
-
-
-def cache_inputs(subject: Subject, step: GraphStep) -> list[tuple[str, str, Array]]:
-    """Name, kind and rows of every cache with a packed form that a step has written."""
-    made = {}
-    for node, call in zip(subject.graphs[MAIN].nodes, step.calls, strict=True):
-        for name, kind, rows in zip(node.outputs, output_kinds(node), call.outputs, strict=True):
-            if kind is not None:
-                made[name] = (name, kind, array_from_tensor(rows))
-    return list(made.values())
-
-
-def test_rows_that_ops_write_come_back_from_packed_ones(
-    subject: Subject, steps: list[GraphStep]
-) -> None:
-    rows_of, seen = PackedRows(subject.manifest.config), set()
-    for name, kind, rows in cache_inputs(subject, steps[2]):
-        packed = rows_of.pack(rows, kind, name)
-        assert packed.dtype == np.int8
-        assert packed.shape[-1] < 2 * rows.shape[-1]
-        back = rows_of.unpack(packed, kind)
-        assert difference(back[:, :-1], rows[:, :-1]).largest == 0
-        seen.add(name.rsplit(".", 1)[-1])
-    assert {s.removesuffix("_out") for s in seen} == {"window", "entries", "index_keys"}
-
-
-@pytest.mark.parametrize("kind", ["window", "index_keys"])
-def test_rows_that_packing_would_change_are_refused(
-    subject: Subject, steps: list[GraphStep], kind: str
-) -> None:
-    """A comparison would show the packing; in the scratch row anything may stand."""
-    rows_of = PackedRows(subject.manifest.config)
-    name, layout, rows = next(
-        found for found in cache_inputs(subject, steps[2]) if found[0].endswith(f".{kind}_out")
-    )
-    written = np.argwhere(~np.isnan(rows[:, :-1].astype(np.float32)).any(-1))
-    slot, row = (int(i) for i in written[0])
-    between = np.ones(rows.shape[-1])
-    between[0] = 0.59375  # between two codes, whatever the scale
-    scratch, changed = rows.copy(), rows.copy()
-    scratch[slot, -1] = changed[slot, row] = between
-    rows_of.pack(scratch, layout, name)
-    with pytest.raises(ParityError, match="cannot be packed without a loss") as caught:
-        rows_of.pack(changed, layout, name)
-    assert caught.value.where == name
-    assert f"at ({slot}, {row})" in caught.value.found
-    nearest = rows_of.as_written(changed, layout)
-    rows_of.pack(nearest, layout, name)
-    assert 0 < difference(nearest[slot, row], changed[slot, row]).largest < 0.1
-    assert equal_bits(rows_of.as_written(rows, layout), rows)[:, :-1].all()
-
-
-def test_plugins_are_given_packed_rows(
-    built: None, subject: Subject, steps: list[GraphStep], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What the levels see is bf16; what goes into the host is INT8, of every cache and of nothing else."""
-    jobs: list[Job] = []
-    run = PluginHost.run
-
-    def watched(self: PluginHost, job: Job) -> list[Array]:
-        jobs.append(job)
-        return run(self, job)
-
-    monkeypatch.setattr(PluginHost, "run", watched)
-    backend = opened(subject, PACKED)
-    nodes = subject.graphs[MAIN].nodes
-    for node, call in zip(nodes, steps[2].calls, strict=True):
-        if node.path.startswith("layers.1/attn/") and any(input_kinds(node)):
-            made = backend.run_op(node, [array_from_tensor(t) for t in call.inputs])
-            assert [a.dtype for a in made] == [array_from_tensor(t).dtype for t in call.outputs]
-    backend.close()
-    given = {j.op: [a.dtype == np.int8 for a in j.inputs] for j in jobs}
-    assert {op: sum(packed) for op, packed in given.items()} == {
-        "compress_csa": 1,
-        "compress_index": 1,
-        "indexer_topk": 1,
-        "attention_csa": 2,
-    }
-    assert all(
-        given[n.op] == [k is not None for k in input_kinds(n)] for n in nodes if n.op in given
-    )
 
 
 # buffers
@@ -458,13 +360,11 @@ def test_a_state_that_is_still_read_is_not_written_in_place(
     assert difference(got, want, live).relative < 1e-2
 
 
-@pytest.mark.parametrize("cache", [NATIVE, PACKED])
 def test_a_trace_is_the_graph_without_its_effects(
-    built: None, subject: Subject, steps: list[GraphStep], cache: str
+    backend: HostBackend, steps: list[GraphStep]
 ) -> None:
     """Taps are what the nodes made, the arrays that were fed in stay as they are."""
-    backend = opened(subject, cache)
-    step, graph = steps[2], subject.graphs[MAIN]
+    step, graph = steps[2], backend.subject.graphs[MAIN]
     taps = [graph.nodes[0].outputs[0], "state.layers.0.window_out", "logits"]
     feeds = {n: a.copy() for n, a in step.feeds.items()}
     got = backend.trace(MAIN, feeds, taps)
@@ -477,7 +377,6 @@ def test_a_trace_is_the_graph_without_its_effects(
     rows[step.inputs.slots, -1] = False  # scratch, which padding writes to
     assert difference(got[taps[1]], want[taps[1]], rows).relative < 1e-2
     assert difference(got["logits"], want["logits"], live_rows(step.inputs)).relative < 0.1
-    backend.close()
 
 
 def test_a_range_of_layers_takes_streams(
