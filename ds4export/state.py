@@ -25,7 +25,7 @@ class StateSpec:
     name: str
     rows: int
     width: int
-    dtype: str  # BOUNDARY: bf16 in official numerics, else float32
+    dtype: str  # BOUNDARY: bf16 in official numerics, else float32; INT8 in a packed pool
 
 
 def layer_state(
@@ -55,6 +55,18 @@ def layer_state(
         StateSpec("index_keys", entry_rows, width, BOUNDARY),
     )
     return (window, *main, *index)
+
+
+def cache_kind(name: str) -> str | None:
+    """KV or KEY of a graph's state input or output that has a packed form; None of every other tensor.
+
+    Example:
+        >>> cache_kind("state.layers.1.index_keys_out"), cache_kind("state.layers.1.pending")
+        ('key', None)
+    """
+    if not name.startswith("state."):
+        return None
+    return PACKED_STATE.get(name.removesuffix("_out").rsplit(".", 1)[-1])
 
 
 def packed_row_bytes(kind: str, width: int, rope_dims: int = 0) -> int:

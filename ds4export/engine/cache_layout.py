@@ -11,12 +11,11 @@ from dataclasses import replace
 from ds4export.artefact.manifest import STATE, GraphInfo, Manifest, TensorInfo
 from ds4export.config import ModelConfig
 from ds4export.errors import ArtefactError, ExportError, RuntimeInputError
-from ds4export.state import PACKED_STATE, packed_row_bytes
+from ds4export.state import cache_kind, packed_row_bytes
 
 NATIVE, PACKED = "native", "packed"
 LAYOUTS = (NATIVE, PACKED)
 PACKED_DTYPE = "INT8"
-_STATE, _OUT = "state.", "_out"
 
 
 def check_cache(name: str) -> None:
@@ -60,18 +59,6 @@ def packed_tensors(graph: GraphInfo, config: ModelConfig) -> GraphInfo:
         tuple(_packed(t, config) for t in side) for side in (graph.inputs, graph.outputs)
     )
     return replace(graph, inputs=inputs, outputs=outputs)
-
-
-def cache_kind(name: str) -> str | None:
-    """KV or KEY of a graph's state input or output that has a packed form; None of every other tensor.
-
-    Example:
-        >>> cache_kind("state.layers.1.index_keys_out"), cache_kind("state.layers.1.pending")
-        ('key', None)
-    """
-    if not name.startswith(_STATE):
-        return None
-    return PACKED_STATE.get(name.removesuffix(_OUT).rsplit(".", 1)[-1])
 
 
 def _packed(tensor: TensorInfo, config: ModelConfig) -> TensorInfo:

@@ -14,13 +14,14 @@ from typing import Any
 
 from ds4export.artefact.manifest import OP_VERSIONS, FileInfo, GraphInfo
 from ds4export.config.strict_json import short
-from ds4export.engine.cache_layout import LAYOUTS, PACKED, PACKED_DTYPE, cache_kind
+from ds4export.engine.cache_layout import LAYOUTS, PACKED, PACKED_DTYPE
 from ds4export.engine.decode import decode
 from ds4export.engine.plan_file import MAX_PLAN_BYTES
 from ds4export.engine.plugins import KINDS, PluginLibrary
 from ds4export.engine.profile import Shapes
 from ds4export.engine.tensorrt import ENTERPRISE, RTX
 from ds4export.errors import ArtefactError
+from ds4export.state import cache_kind
 
 FORMAT, VERSION, SEAL = "ds4export-engine", 3, "hash"
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ds4export.artefact.manifest import CHECKPOINT
-from ds4export.engine.cache_layout import NATIVE, PACKED, cache_kind, with_cache
+from ds4export.engine.cache_layout import NATIVE, PACKED, with_cache
 from ds4export.engine.plugins import check_ops
 from ds4export.errors import ParityError, RuntimeInputError
 from ds4export.ops import ALL_OPS
@@ -36,6 +36,7 @@ from ds4export.ptxhost.plugin_host import (
 )
 from ds4export.runtime.kv_cache import allocate_state
 from ds4export.runtime.runner import Limits, Runner, StepInputs, StepResult
+from ds4export.state import cache_kind
 
 Array = NDArray[Any]
 NAME = "plugins-on-host"

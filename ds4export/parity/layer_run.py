@@ -18,12 +18,13 @@ from ds4export.config import ModelConfig
 from ds4export.errors import RuntimeInputError
 from ds4export.model.weights import array_from_tensor, tensor_from_array
 from ds4export.parity.levels import Levels
+from ds4export.parity.packed_rows import PackedRows
 from ds4export.parity.records import OrderProblem, make_record, state_feeds, step_feeds
 from ds4export.parity.reference import Recorder, reference_model
 from ds4export.parity.scenario import LateStart, Scenario, synthetic_rows
 from ds4export.parity.subject import MAIN, Subject
 from ds4export.runtime.torch_runner import TorchRunner
-from ds4export.state import layer_state
+from ds4export.state import PACKED_STATE, layer_state
 
 
 def check_layers(artefact: Path, layers: Sequence[int], available: range) -> None:
@@ -118,6 +119,8 @@ def load_late(
         specs = {s.name: s for s in layer_state(config, ratio, scenario.max_context)}
         seed = scenario.seed + int(number)
         rows = synthetic_rows(specs[name], ratio, start, seed, official=official)
+        if scenario.packed and name in PACKED_STATE:
+            rows = PackedRows(config).as_written(rows, PACKED_STATE[name])
         state[key] = state[key].clone()
         state[key][start.slot] = tensor_from_array(rows)
         made[key] = rows

@@ -58,12 +58,13 @@ class ScenarioStep:
 
 @dataclass(frozen=True)
 class Scenario:
-    """Steps over one pool."""
+    """Steps over one pool; `packed`: synthetic cache rows are such as packed caches can hold."""
 
     seed: int
     num_slots: int
     max_context: int
     steps: tuple[ScenarioStep, ...]
+    packed: bool = False
 
     @property
     def num_tokens(self) -> int:

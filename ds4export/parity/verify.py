@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ds4export.artefact import Artefact, open_artefact_folder
-from ds4export.engine.cache_layout import NATIVE, check_cache
+from ds4export.engine.cache_layout import NATIVE, PACKED, check_cache
 from ds4export.errors import RuntimeInputError
 from ds4export.parity.backends import DEFAULT, Backend, check_backend, open_backend
 from ds4export.parity.layer_run import LayerRun, check_layers, layer_ops
@@ -106,9 +106,10 @@ class Verification:
         self.subject = Subject(self.artefact)
         self.backend = _open_backend(options, self.subject)
         self.checkpoint = open_reference_checkpoint(self.artefact, options.checkpoint)
-        self.scenario = make_scenario(
+        scenario = make_scenario(
             self.manifest.config, self._ratios(), seed=options.seed, late=options.late
         )
+        self.scenario = replace(scenario, packed=options.cache == PACKED)
         layers = options.layers
         ops = self.subject.ops if layers is None else layer_ops(self.subject, layers)
         self.levels = Levels(self.subject, self.backend, ops, num_floors)

@@ -6,9 +6,9 @@ import onnx_ir as ir
 
 from ds4export.errors import ExportError
 from ds4export.passes._run import Tally, a_pass
-from ds4export.state import KV, PACKED_STATE, packed_row_bytes
+from ds4export.state import KV, cache_kind, packed_row_bytes
 
-_STATE, _OUT, _ROPE = "state.", "_out", "rope."
+_OUT, _ROPE = "_out", "rope."
 
 
 @a_pass(needs=("no bodies",), promises=("packed caches",))
@@ -31,7 +31,7 @@ def pack_caches(model: ir.Model, tally: Tally) -> ir.Model:
         )
     outputs = {v.name: v for v in model.graph.outputs}
     for value in model.graph.inputs:
-        kind = _kind(value.name or "")
+        kind = cache_kind(value.name or "")
         if kind is None or value.dtype == ir.DataType.INT8:
             continue
         width = _packed_width(value, kind)
@@ -41,10 +41,6 @@ def pack_caches(model: ir.Model, tally: Tally) -> ir.Model:
             one.shape = ir.Shape([*one.shape.dims[:-1], width])
         tally.rewrote()
     return model
-
-
-def _kind(name: str) -> str | None:
-    return PACKED_STATE.get(name.rsplit(".", 1)[-1]) if name.startswith(_STATE) else None
 
 
 def _packed_width(value: ir.Value, kind: str) -> int:

@@ -12,7 +12,6 @@ from ds4export.artefact.manifest import STATE, GraphInfo, TensorInfo
 from ds4export.engine.cache_layout import (
     NATIVE,
     PACKED,
-    cache_kind,
     check_cache,
     packed_tensors,
     with_cache,
@@ -20,6 +19,7 @@ from ds4export.engine.cache_layout import (
 from ds4export.engine.plan import lower, read_graph
 from ds4export.engine.profile import Sizes, StepShape, state_bytes
 from ds4export.errors import ArtefactError, ExportError, RuntimeInputError
+from ds4export.state import cache_kind
 from tests.kit.artefacts import exported
 
 SIZES = Sizes(max_context=1024, max_batch=3, steps={"decode": StepShape((1, 3, 3), (1, 1, 1))})

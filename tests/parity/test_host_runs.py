@@ -41,12 +41,16 @@ def opened(artefact: Path) -> HostBackend:
         pytest.skip(f"{error.what}: {error.found}")
 
 
-@pytest.mark.parametrize("name", ["tiny-base", "tiny-a", "tiny-c"])
-def test_recorded_sets_pass(bench: Bench, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "cache"),
+    [("tiny-base", "native"), ("tiny-a", "native"), ("tiny-c", "native"), ("tiny-a", "packed")],
+)
+def test_recorded_sets_pass(bench: Bench, name: str, cache: str) -> None:
     """Every level of the scenario, and the official vectors from recorded inputs."""
     artefact = bench.artefact(name, "official")
     opened(artefact).close()
     arguments = ["verify", str(artefact), "--backend", NAME, "--vectors", str(DATA / name)]
+    arguments += ["--cache", cache]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert result.stderr.splitlines()[-1].startswith("PASSED")

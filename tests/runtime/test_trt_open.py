@@ -20,7 +20,7 @@ from ds4export.artefact import open_artefact_folder
 from ds4export.artefact.writer import staged_folder
 from ds4export.engine import build as stage
 from ds4export.engine.build import BuildOptions
-from ds4export.engine.cache_layout import NATIVE, PACKED, cache_kind, with_cache
+from ds4export.engine.cache_layout import NATIVE, PACKED, with_cache
 from ds4export.engine.plan import PlanBuilder
 from ds4export.engine.plugins import identify
 from ds4export.engine.profile import Sizes
@@ -40,6 +40,7 @@ from ds4export.parity.reference import Call, call_reference
 from ds4export.runtime import trt_open
 from ds4export.runtime.trt_checks import check_source
 from ds4export.runtime.trt_open import open_engine_runner
+from ds4export.state import cache_kind
 from tests.engine.kit import RTX_MISSING, shells
 from tests.kit.artefacts import exported, quiet
 from tests.runtime import trt_standin
