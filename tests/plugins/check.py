@@ -12,12 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ds4export.ops import ALL_OPS
-from ds4export.ops._define import Case
 from ds4export.ptxhost.build import HostBuild, Variant, build_host
 from ds4export.ptxhost.library import PtxFile, distinct_architectures
 from ds4export.ptxhost.plugin_host import HostFaultError, PluginHost, RefusalError, Schedule
 from ds4export.ptxhost.toolchain import Toolchain
-from tests.plugins.host import arguments_of, cases_of, check_case
+from tests.plugins.host import cases_of, check_case
 
 ARCHITECTURES = (80, 86, 89, 90, 100, 120)
 # All three orders of threads, copies that land late and at once, a large GPU and one of one multiprocessor.
@@ -47,46 +46,23 @@ class Numbers:
     launched: set[str] = field(default_factory=set)
 
 
-LARGE_BYTES = 1_500_000  # inputs of a case; above it, a sanitizer takes most of a minute
-
-
-def is_large(op_name: str, case: Case) -> bool:
-    """Whether a case is left to `--every-case` under the sanitizers."""
-    inputs, _ = arguments_of(ALL_OPS[op_name], case)
-    return sum(x.nbytes for x in inputs) > LARGE_BYTES
-
-
-def unseen_kernels(runs: Sequence[Numbers]) -> list[str]:
-    """Kernels that plain runs launched and a sanitizer on the same architecture did not."""
-    plain = {r.build.architecture: r for r in runs if r.build.variant is Variant.PLAIN}
-    return [
-        f"{r.op}: {readable(name)} was never launched under {r.build.variant.value}"
-        for r in runs
-        if not r.wrong
-        for name in sorted(plain[r.build.architecture].launched - r.launched)
-    ]
-
-
 def check_numbers(
     op_name: str,
     build: HostBuild,
     library: Path,
     *,
     schedules: Sequence[Schedule] = SCHEDULES,
-    large_cases: bool = True,
     most_wrong: int = 3,
 ) -> Numbers:
     """Every case of the op under the schedules; a process that dies is replaced for the next case.
 
-    A sanitizer has schedules of its own, and no repeated enqueues: it looks at accesses, not at values. It may be
-    spared `large_cases`. Ends with the `most_wrong`-th failure.
+    A sanitizer has schedules of its own, and no repeated enqueues: it looks at accesses, not at values. Ends with the
+    `most_wrong`-th failure.
     """
     plain = build.variant is Variant.PLAIN
     op, found = ALL_OPS[op_name], Numbers(op_name, build)
     host = PluginHost(build, library)
     for case in cases_of(op_name):
-        if not plain and not large_cases and is_large(op_name, case):
-            continue
         found.num_cases += 1
         for schedule in SANITIZER_SCHEDULES.get(build.variant, schedules):
             found.num_runs += 1
