@@ -9,7 +9,6 @@ run on tensors whose axes are different primes, and every axis of an output is t
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import product
@@ -45,11 +44,6 @@ namespace ds4 {
 def primes(start: int) -> Iterator[int]:
     """Odd primes from `start`: large ones for axes, small ones for attributes, which may divide an axis."""
     return (n for n in range(start, 10**6, 2) if all(n % d for d in range(3, int(n**0.5) + 1, 2)))
-
-
-def attribute_types(op: OpDef) -> dict[str, str]:
-    pairs = re.findall(r"(Tensor|int|float|str) (\w+)", op.schema.split("->")[0])
-    return {name: kind for kind, name in pairs if kind != "Tensor"}
 
 
 def shapes_in_case(op: OpDef, arguments: Sequence[Any]) -> list[list[str]]:
@@ -102,7 +96,7 @@ def _open_ended(shape: list[str]) -> str:
 
 def entry(op: OpDef) -> str:
     """C++ of one op."""
-    kinds = attribute_types(op)
+    kinds = op.attribute_kinds()
     names = [*op.inputs, *op.outputs]
     index = {name: i for i, name in enumerate(names)}
     aliases = {out: index[source] for out, source in (op.aliases or {}).items()}

@@ -7,7 +7,6 @@ launcher's own refusal is raised in its words.
 from __future__ import annotations
 
 import ctypes
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,12 +55,6 @@ _CONVERTED: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
 }
 
 
-def attribute_kinds(op: OpDef) -> dict[str, str]:
-    """Name -> `int`, `float` or `str`, in schema order."""
-    pairs = re.findall(r"(Tensor|int|float|str) (\w+)", op.schema.split("->")[0])
-    return {name: kind for kind, name in pairs if kind != "Tensor"}
-
-
 def signature(op: OpDef) -> str:
     """What plugins/launchers.cpp says of an op: `rms_norm 1(x bf16, weight bf16; eps float) -> y bf16`."""
     aliases, order = op.aliases or {}, list(op.inputs)
@@ -75,7 +68,7 @@ def signature(op: OpDef) -> str:
         + (f" @{order.index(aliases[name])}" if name in aliases else "")
         for name, kind in op.outputs.items()
     ]
-    attributes = [f"{name} {kind}" for name, kind in attribute_kinds(op).items()]
+    attributes = [f"{name} {kind}" for name, kind in op.attribute_kinds().items()]
     taken = "; ".join(filter(None, (", ".join(inputs), ", ".join(attributes))))
     return f"{op.name} {op.version}({taken}) -> {', '.join(outputs)}"
 
@@ -234,7 +227,7 @@ def _described(tensors: Sequence[Tensor]) -> ctypes.Array[_Tensor]:
 
 def _values(op: OpDef, attributes: Sequence[Any]) -> ctypes.Array[_Attribute]:
     values = (_Attribute * max(len(attributes), 1))()
-    kinds = attribute_kinds(op).values()
+    kinds = op.attribute_kinds().values()
     for entry, value, kind in zip(values, attributes, kinds, strict=False):
         field, convert = _CONVERTED[kind]
         setattr(entry, field, convert(value))

@@ -78,7 +78,8 @@ class Messages:
 
 
 @cache
-def _messages(trt: Any) -> Messages:
+def messages_of(trt: Any) -> Messages:
+    """What a TensorRT module says, one for the process: TensorRT keeps the first logger that it is given."""
     return Messages(trt)
 
 
@@ -126,7 +127,7 @@ class PlanBuilder:
 
     def __post_init__(self) -> None:
         trt = self.flavour.module
-        self.messages = _messages(trt)
+        self.messages = messages_of(trt)
         self.messages.errors.clear()
         self.builder = trt.Builder(self.messages.logger)
 

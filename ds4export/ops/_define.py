@@ -80,9 +80,13 @@ class OpDef:
 
     def attributes(self) -> list[str]:
         """Names of the non-tensor arguments, in schema order."""
+        return list(self.attribute_kinds())
+
+    def attribute_kinds(self) -> dict[str, str]:
+        """Name of each non-tensor argument -> `int`, `float` or `str`, in schema order."""
         args = self.schema[self.schema.index("(") + 1 : self.schema.index(")")]
         pairs = [re.split(r"\s+", a.strip()) for a in args.split(",")]
-        return [name for kind, name in pairs if kind != "Tensor"]
+        return {name: kind for kind, name in pairs if kind != "Tensor"}
 
     def register(self, library: torch.library.Library) -> None:
         library.define(f"{self.name}{self.schema}")

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ds4export.model.weights import array_from_tensor, tensor_from_array
 from ds4export.ops import ALL_OPS
+from ds4export.parity.records import step_feeds
 from ds4export.parity.reference import call_reference
 from ds4export.parity.subject import MAIN, MTP, Half, OpNode, Subject
 from ds4export.runtime.kv_cache import allocate_state
@@ -40,13 +41,13 @@ class TorchEndToEnd:
     def step(
         self, inputs: StepInputs, *, want_logits: bool = True, streams_in: Any = None
     ) -> StepResult:
-        feeds = _step_feeds(inputs, "ids")
+        feeds = step_feeds(inputs, "ids")
         if streams_in is not None:
             feeds["streams_in"] = streams_in
         return self._run(MAIN, feeds)
 
     def mtp_step(self, inputs: StepInputs, streams: Any) -> StepResult:
-        return self._run(MTP, _step_feeds(inputs, "next_ids") | {"streams": streams})
+        return self._run(MTP, step_feeds(inputs, "next_ids") | {"streams": streams})
 
     def _run(self, graph: str, feeds: dict[str, Array]) -> StepResult:
         names = [o.name for o in self.backend.subject.manifest.graphs[graph].outputs]
@@ -119,8 +120,3 @@ def _call(name: str, attributes: tuple[Any, ...], inputs: list[Array]) -> list[A
 def _writable(array: Array) -> Array:
     """torch warns about arrays that cannot be written, though no op writes into its inputs."""
     return array if array.flags.writeable else array.copy()
-
-
-def _step_feeds(inputs: StepInputs, ids: str) -> dict[str, Array]:
-    names = ("slots", "positions", "num_new", "logit_rows")
-    return {ids: inputs.ids} | {n: getattr(inputs, n) for n in names}

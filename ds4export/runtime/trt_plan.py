@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ds4export.artefact.manifest import GraphInfo
-from ds4export.engine.plan import Messages, _messages
+from ds4export.engine.plan import Messages, messages_of
 from ds4export.engine.tensorrt import Flavour
 from ds4export.errors import ArtefactError, ToolchainError
 
@@ -23,7 +23,7 @@ class PlanReader:
 
     def __init__(self, flavour: Flavour) -> None:
         self.flavour = flavour
-        self.messages: Messages = _messages(flavour.module)
+        self.messages: Messages = messages_of(flavour.module)
         self._runtime = flavour.module.Runtime(self.messages.logger)
 
     def read(self, graph: str, content: bytes, tensors: GraphInfo) -> LoadedPlan:

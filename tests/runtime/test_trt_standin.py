@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ds4export.engine.plan import _messages
+from ds4export.engine.plan import messages_of
 from ds4export.engine.tensorrt import RTX, open_flavour
 from ds4export.errors import ToolchainError
 from ds4export.runtime.trt_plan import PlanReader
@@ -39,4 +39,4 @@ def test_a_plan_that_is_none_is_refused_by_the_real_one_in_a_sentence() -> None:
         PlanReader(flavour).read("main", b"no plan" * 20, tensors)
     assert "Serialization" in caught.value.found
     assert caught.value.where == f"{RTX} {flavour.version}"
-    assert _messages(trt).errors
+    assert messages_of(trt).errors
