@@ -5,6 +5,7 @@ time is predicted. Refuses to be evidence of speed.
 
     devices.py      published peaks, and what they are assumed to allow
     kernel.py       what one launch moves and computes
+    layouts.py      the bytes of a cache row, native and packed
     linears.py      ops that multiply by a matrix of the checkpoint
     attention.py    ops that read the state of a sequence
     rows.py         ops that go through the rows of a token once

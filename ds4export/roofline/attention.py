@@ -2,7 +2,7 @@
 
 Owns their bytes, operations and launches; choices as in plugins/sparse_attention/*_launch.cu, tiles.cuh and
 plugins/indexer_topk/indexer_topk_launch.cu. A chunk is `tokens` new tokens of each of `batch` sequences that hold
-`context` tokens after it.
+`context` tokens after it. Packed rows are widened in shared memory: they change bytes and nothing else.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from ds4export.config import ModelConfig
 from ds4export.roofline.devices import Device
 from ds4export.roofline.kernel import BF16, F32, INT64, Kernel, Unit, ceil_div
+from ds4export.roofline.layouts import Layout
 from ds4export.roofline.linears import Matrix, linear
 
 BLOCK = 64  # keys
@@ -40,22 +41,35 @@ class Chunk:
         return [(start + t + 1) // ratio for t in range(self.tokens)] if ratio else [0]
 
 
-def keys_of_queries(c: ModelConfig, ratio: int, chunk: Chunk) -> tuple[int, int]:
-    """(keys that the queries of one sequence read, added up; different rows of state and chunk among them)."""
+@dataclass(frozen=True)
+class Keys:
+    """Key rows of the queries of one sequence. Those of the chunk itself are bf16 and no state yet."""
+
+    read: int  # by all queries, added up
+    fresh: int  # of those, rows of the chunk itself
+    rows: int  # different ones, the chunk's own among them
+
+
+def keys_of_queries(c: ModelConfig, ratio: int, chunk: Chunk) -> Keys:
+    """Rows of the window and, with a ratio, entries that are chosen (4) or visible (128)."""
     start, window = chunk.context - chunk.tokens, c.sliding_window
     near = sum(min(start + t + 1, window) for t in range(chunk.tokens))
+    fresh = sum(min(t + 1, window) for t in range(chunk.tokens))
     rows = min(chunk.context, window + chunk.tokens - 1)
     if not ratio:
-        return near, rows
+        return Keys(near, fresh, rows)
     visible = chunk.visible(ratio)
-    taken = [min(v, c.index_topk) for v in visible] if ratio == 4 else visible
-    return near + sum(taken), rows + min(sum(taken), visible[-1])
+    taken = sum(min(v, c.index_topk) for v in visible) if ratio == 4 else sum(visible)
+    return Keys(near + taken, fresh, rows + min(taken, visible[-1]))
 
 
-def attention(c: ModelConfig, ratio: int, chunk: Chunk, device: Device) -> tuple[Kernel, ...]:
+def attention(
+    c: ModelConfig, ratio: int, chunk: Chunk, device: Device, layout: Layout = Layout.NATIVE
+) -> tuple[Kernel, ...]:
     """attend [merge] append: window rows, and with a ratio the entries that are chosen (4) or visible (128)."""
     heads, d, queries = c.num_attention_heads, c.head_dim, chunk.rows
-    keys, distinct = keys_of_queries(c, ratio, chunk)
+    fresh_row, kept_row = d * BF16, layout.kv_bytes(c)
+    keys = keys_of_queries(c, ratio, chunk)
     per_entry_list = {0: 0, 4: c.index_topk, 128: chunk.context // 128 + 1}[ratio]
     most_keys = c.sliding_window + per_entry_list
     tile = _heads_per_tile(heads, queries, most_keys, device)
@@ -64,18 +78,20 @@ def attention(c: ModelConfig, ratio: int, chunk: Chunk, device: Device) -> tuple
     splits = max(1, min(wanted, ceil_div(most_keys, BLOCK)))
     q = queries * heads * d * BF16
     lists = queries * c.index_topk * INT64 if ratio == 4 else 0
-    flops = 4 * heads * d * keys * chunk.batch
+    flops = 4 * heads * d * keys.read * chunk.batch
     partial = queries * splits * heads * (d * F32 + LIST_BYTES) if splits > 1 else 0
-    read_again = ceil_div(heads, tile) * keys * d * BF16 * chunk.batch
+    list_bytes = keys.fresh * fresh_row + (keys.read - keys.fresh) * kept_row
+    read_again = ceil_div(heads, tile) * list_bytes * chunk.batch
     attend = Kernel(
         "attend", tiles * splits,
-        weights=heads * F32, state=(distinct - chunk.tokens) * d * BF16 * chunk.batch,
-        activations=2 * q + queries * d * BF16 + lists,
+        weights=heads * F32, state=(keys.rows - chunk.tokens) * kept_row * chunk.batch,
+        activations=2 * q + queries * fresh_row + lists,
         flops=flops, unit=Unit.BF16, executed=flops * max(1, tile / heads),
         loaded=2 * q * splits + read_again + lists, again=((partial, partial),),
     )  # fmt: skip
-    kept = chunk.batch * min(chunk.tokens, c.sliding_window) * d * BF16
-    append = Kernel("append", queries, state=kept, loaded=2 * kept, again=((kept, kept),))
+    kept = chunk.batch * min(chunk.tokens, c.sliding_window)
+    source, ring = kept * fresh_row, kept * kept_row
+    append = Kernel("append", queries, state=ring, loaded=source + ring, again=((source, source),))
     if splits == 1:
         return attend, append
     merge = Kernel(
@@ -92,12 +108,14 @@ def _heads_per_tile(heads: int, queries: int, most_keys: int, device: Device) ->
     return HEAD_TILES[-1][0]
 
 
-def indexer_topk(c: ModelConfig, chunk: Chunk, device: Device) -> tuple[Kernel, ...]:
+def indexer_topk(
+    c: ModelConfig, chunk: Chunk, device: Device, layout: Layout = Layout.NATIVE
+) -> tuple[Kernel, ...]:
     """score [merge ...]: every visible index key against every query of its sequence."""
     heads, d, k, queries = c.index_n_heads, c.index_head_dim, c.index_topk, chunk.rows
     visible = chunk.visible(4)
     pairs = sum(visible) * chunk.batch
-    keys = visible[-1] * d * BF16
+    keys = visible[-1] * layout.key_bytes(c)
     wanted = min(2 * device.multiprocessors, INDEX_SPLIT_BLOCKS) // queries
     splits = max(1, min(wanted, ceil_div(chunk.context // 4, INDEX_TILE)))
     # Blocks that run together walk the same keys together: from memory once for each such wave.
@@ -109,7 +127,7 @@ def indexer_topk(c: ModelConfig, chunk: Chunk, device: Device) -> tuple[Kernel, 
         state=keys * chunk.batch,
         activations=q + queries * (heads * BF16 + k * INT64),
         flops=pairs * heads * (2 * d + 2), unit=Unit.BF16, executed=pairs * heads * (2 * d + 2),
-        loaded=q * splits + pairs * d * BF16,
+        loaded=q * splits + pairs * layout.key_bytes(c),
         again=(((waves - 1) * keys * chunk.batch, keys), (lists if splits > 1 else 0, lists)),
     )  # fmt: skip
     rounds: list[Kernel] = []
@@ -122,7 +140,9 @@ def indexer_topk(c: ModelConfig, chunk: Chunk, device: Device) -> tuple[Kernel, 
     return (score, *rounds)
 
 
-def compress(c: ModelConfig, width: int, ratio: int, chunk: Chunk) -> tuple[Kernel, ...]:
+def compress(
+    c: ModelConfig, width: int, ratio: int, chunk: Chunk, entry_bytes: int
+) -> tuple[Kernel, ...]:
     """project, pool [append]: rows u ++ s, and the blocks that are complete become entries; averaged over positions."""
     overlap = 2 if ratio == 4 else 1
     channels, rows, entries = overlap * width, chunk.rows, chunk.rows / ratio
@@ -133,9 +153,9 @@ def compress(c: ModelConfig, width: int, ratio: int, chunk: Chunk) -> tuple[Kern
     read = entries * overlap * ratio * 2 * width * F32
     held = min(read, chunk.batch * overlap * ratio * 2 * width * F32)
     pool = Kernel(
-        "pool", max(1, entries), weights=width * BF16, state=held + entries * width * BF16,
+        "pool", max(1, entries), weights=width * BF16, state=held + entries * entry_bytes,
         flops=entries * overlap * ratio * width * 6 + entries * width * 20,
-        loaded=read + entries * width * BF16, again=((read - held, made),),
+        loaded=read + entries * entry_bytes, again=((read - held, made),),
     )  # fmt: skip
     if chunk.tokens == 1:  # rows are made in the ring at once
         return (*(_into_ring(k, ratio * channels, made, made) for k in linear(product, rows)), pool)

@@ -1,6 +1,7 @@
-"""Published peaks of the GPUs of the roofline, and the stated assumptions about what code can have of them.
+"""Published peaks of the GPUs of the roofline with where each was read, and the assumptions about what code can have.
 
-All peaks are dense and at boost clock. Refuses measured numbers: there are none.
+All peaks are dense and at boost clock; NVIDIA's tensor peaks are with sparsity, twice as high, and halved here. Its own
+pages could not be opened: a source says who quotes them. Refuses times: none was measured.
 """
 
 from __future__ import annotations
@@ -34,8 +35,7 @@ class Device:
     l2: float
     shared: int  # that a block may ask for
     mma_sync: float  # share of the tensor peaks that mma.sync reaches, which all kernels use
-    source: str
-    mma_source: str
+    sources: tuple[str, ...]  # of every number above, or that it is assumed
 
     @property
     def l2_bandwidth(self) -> float:
@@ -43,41 +43,83 @@ class Device:
         return self.fp32 / FP32_PER_CLOCK * L2_BYTES_PER_CLOCK
 
 
-HOPPER = (
-    "assumed, after Luo et al., arXiv 2402.13499: mma.sync reaches 62.9 % of the peak;"
-    " wgmma would be needed for more"
+MIB = 1 << 20
+
+HOPPER_PEAKS = (
+    "bf16 989.4, FP8 1,978.9, fp32 66.9 TFLOPS, 132 multiprocessors: the H100 architecture paper as tabled at"
+    " glennklockwood.com/garden/processors/h100"
 )
-CONSUMER = "mma.sync is the tensor instruction of this architecture"
+HOPPER_L2 = 'L2 50 MiB: chipsandcheese.com, "Nvidia\'s H100: Funny L2, and Tons of Bandwidth", of the PCIe form'
+HOPPER_SHARED = (
+    "227 KB of shared memory a block: assumed, as Blackwell's compute capability 10.0 has them"
+)
+HOPPER_MMA = (
+    "mma.sync reaches 62.9 % of the peak: assumed, after Luo et al., arXiv 2402.13499, as quoted by others; wgmma would"
+    " be needed for more"
+)
+BLACKWELL_SHARED = (
+    "shared memory a block: docs.nvidia.com/cuda/blackwell-tuning-guide, section Occupancy"
+)
+CONSUMER = (
+    "mma.sync is the tensor instruction of this architecture, so its peak is taken whole: assumed"
+)
 
 DEVICES = (
     Device(
-        "H100 SXM", 80e9, 3.35e12, 989e12, 1979e12, 67e12, 132, 50e6, 227 << 10, 0.629,
-        "NVIDIA H100 Tensor Core GPU datasheet (tensor peaks there with sparsity, here halved); H100 whitepaper for"
-        " multiprocessors and L2",
-        HOPPER,
+        "H100 SXM", 80e9, 3.35e12, 989e12, 1979e12, 67e12, 132, 50 * MIB, 227 << 10, 0.629,
+        (
+            "80 GB: glennklockwood.com/garden/processors/h100; 3.35 TB/s: Scaleway's documentation,"
+            " github.com/scaleway/docs-content/pull/5834",
+            HOPPER_PEAKS,
+            HOPPER_L2,
+            HOPPER_SHARED,
+            HOPPER_MMA,
+        ),
     ),
     Device(
-        "H200 SXM", 141e9, 4.8e12, 989e12, 1979e12, 67e12, 132, 50e6, 227 << 10, 0.629,
-        "NVIDIA H200 Tensor Core GPU datasheet, likewise halved",
-        HOPPER,
+        "H200 SXM", 141e9, 4.8e12, 989e12, 1979e12, 67e12, 132, 50 * MIB, 227 << 10, 0.629,
+        (
+            "141 GB: NVIDIA's system H200-SXM-141GBx8 in MLCommons' inference results v4.1; 4.8 TB/s, and that the chip"
+            " is H100's: geektopia.es of 13 November 2023 on the announcement",
+            HOPPER_PEAKS,
+            HOPPER_L2,
+            HOPPER_SHARED,
+            HOPPER_MMA,
+        ),
     ),
     Device(
-        "B200", 180e9, 8e12, 2250e12, 4500e12, 75e12, 148, 126e6, 227 << 10, 0.315,
-        "NVIDIA DGX B200 datasheet over 8 GPUs (1,440 GB, 64 TB/s, FP8 72 PFLOPS with sparsity); HGX B200 page for"
-        " FP32; multiprocessors and L2 as the driver reports them",
-        "assumed: per multiprocessor mma.sync is no faster than on Hopper, where the peak is half; tcgen05 would be"
-        " needed for more",
+        "B200", 180e9, 7.7e12, 2250e12, 4500e12, 75e12, 148, 126.5 * MIB, 227 << 10, 0.315,
+        (
+            "180 GB, 7.7 TB/s, bf16 4.5 and FP8 9 PFLOPS with sparsity, fp32 75 TFLOPS: NVIDIA's Blackwell datasheet,"
+            " column HGX B200, as quoted at zdszero.github.io/Computer/Artificial_Intelligence/Hardware.html; the page"
+            " of DGX B200 says 64 TB/s for eight, more than a bus of 7,680 bits at 3,996 MHz gives",
+            "148 multiprocessors, L2 126.5 MiB, the bus: what the driver reports, github.com/pytorch/ao/pull/4002",
+            f"227 KB of {BLACKWELL_SHARED}",
+            "mma.sync reaches 31.5 % of the peak: assumed, as fast per multiprocessor as on Hopper, where the peak is"
+            " half; tcgen05 would be needed for more",
+        ),
     ),
     Device(
-        "RTX PRO 6000", 96e9, 1.792e12, 500e12, 1000e12, 125e12, 188, 128e6, 99 << 10, 1.0,
-        "NVIDIA RTX PRO 6000 Blackwell Workstation Edition datasheet (4,000 AI TOPS are FP4 with sparsity: FP8 a"
-        " quarter, bf16 an eighth)",
-        CONSUMER,
+        "RTX PRO 6000", 96e9, 1.792e12, 503.8e12, 1007.6e12, 126e12, 188, 128 * MIB, 99 << 10, 1.0,
+        (
+            "96 GB, 1,792 GB/s: gpu.name, \"Nvidia unveils RTX PRO 6000\", and hardware-corner.net of 21 March 2025",
+            "bf16 503.8, FP8 1,010 (here twice bf16), fp32 125.95 TFLOPS with fp32 accumulation: the comparison at"
+            " hmc-tech.com/gpu/nvidia-rtx-pro-6000-blackwell-vs-amd-radeon-pro-duo-polaris",
+            "188 multiprocessors, L2 128 MB: topcpu.net on the announcement at GTC 2025",
+            f"99 KB of {BLACKWELL_SHARED}",
+            CONSUMER,
+        ),
     ),
     Device(
-        "DGX Spark", 128e9, 0.273e12, 125e12, 250e12, 31e12, 48, 24e6, 99 << 10, 1.0,
-        "NVIDIA DGX Spark datasheet (1 PFLOP is FP4 with sparsity: FP8 a quarter, bf16 an eighth; 6,144 cores; memory"
-        " is shared with the CPU); FP32 and L2 as shown at Hot Chips 2025",
-        CONSUMER,
+        "DGX Spark", 128e9, 0.273e12, 125e12, 250e12, 31e12, 48, 24 * MIB, 99 << 10, 1.0,
+        (
+            "128 GB, shared with the CPU, 273 GB/s, 6,144 cores: NVIDIA's product page as checked at"
+            " ai-infrastructure.net/dgx-spark; Hot Chips named 301 GB/s for the chip",
+            "fp32 31 TFLOPS, L2 24 MB: NVIDIA at Hot Chips 2025, as reported at ggmania.com of 27 August 2025",
+            "bf16 and FP8: assumed, an eighth and a quarter of the 1 PFLOP that is published for FP4 with sparsity",
+            "48 multiprocessors: 6,144 cores of 128, and docs/DGX_SPARK_LINUX.md of github.com/Niko1221/Strata",
+            "99 KB of shared memory a block: assumed, as compute capability 12.0 has them",
+            CONSUMER,
+        ),
     ),
 )  # fmt: skip

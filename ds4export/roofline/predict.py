@@ -16,6 +16,7 @@ from math import ceil
 from ds4export.config import ModelConfig
 from ds4export.roofline.devices import DRAM_SHARE, IN_FLIGHT, LATENCY_S, LAUNCH_S, Device
 from ds4export.roofline.kernel import Kernel, Unit
+from ds4export.roofline.layouts import Layout
 from ds4export.roofline.step import OpCall, state_bytes, weight_bytes
 
 # What can keep a kernel from the bound; a prediction can be asked for without any of them.
@@ -99,6 +100,9 @@ def _total(calls: list[OpCall], device: Device, without: str = "") -> float:
     )
 
 
-def num_gpus(c: ModelConfig, batch: int, context: int, device: Device) -> int:
+def num_gpus(
+    c: ModelConfig, batch: int, context: int, device: Device, layout: Layout = Layout.NATIVE
+) -> int:
     """The fewest whose memory holds weights and state; layers are not split here, nor is room left for workspaces."""
-    return ceil((weight_bytes(c) + batch * state_bytes(c, context)) / device.memory)
+    state = batch * state_bytes(c, context, layout)
+    return ceil((weight_bytes(c) + state) / device.memory)

@@ -15,8 +15,9 @@ from ds4export.roofline import linears, rows
 from ds4export.roofline.attention import Chunk, attention, compress, indexer_topk
 from ds4export.roofline.devices import Device
 from ds4export.roofline.kernel import Kernel
+from ds4export.roofline.layouts import Layout
 from ds4export.roofline.linears import Matrix, linear
-from ds4export.state import BOUNDARY, layer_state
+from ds4export.state import layer_state
 
 ATTENTION_OPS = {0: "attention_window", 4: "attention_csa", 128: "attention_hca"}
 
@@ -31,8 +32,13 @@ class OpCall:
     kernels: tuple[Kernel, ...]
 
 
-def step_ops(c: ModelConfig, chunk: Chunk, device: Device) -> list[OpCall]:
-    """Every op call of a step; logits are made of the last new token of each sequence."""
+def step_ops(
+    c: ModelConfig, chunk: Chunk, device: Device, layout: Layout = Layout.NATIVE
+) -> list[OpCall]:
+    """Every op call of a step; logits are made of the last new token of each sequence.
+
+    The order of the calls does not depend on the layout, nor do those that see no cache.
+    """
     kinds = Counter((c.ratio(i), c.is_hash(i)) for i in range(c.num_hidden_layers))
     ratios = Counter({ratio: 0 for ratio, _ in kinds})
     for (ratio, _), count in kinds.items():
@@ -40,7 +46,7 @@ def step_ops(c: ModelConfig, chunk: Chunk, device: Device) -> list[OpCall]:
     hashed = sum(count for (_, is_hash), count in kinds.items() if is_hash)
     calls = [OpCall("embed", "embed", 1, rows.embed(c, chunk.rows))]
     for ratio in sorted(ratios):
-        calls += _attention_half(c, ratio, ratios[ratio], chunk, device)
+        calls += _attention_half(c, ratio, ratios[ratio], chunk, device, layout)
     calls += _feed_forward_half(c, c.num_hidden_layers, hashed, chunk.rows)
     calls += [
         OpCall("hc_head", "head", 1, rows.hc_head(c, chunk.batch)),
@@ -50,7 +56,7 @@ def step_ops(c: ModelConfig, chunk: Chunk, device: Device) -> list[OpCall]:
 
 
 def _attention_half(
-    c: ModelConfig, ratio: int, count: int, chunk: Chunk, device: Device
+    c: ModelConfig, ratio: int, count: int, chunk: Chunk, device: Device, layout: Layout
 ) -> list[OpCall]:
     d, heads, width, t = c.hidden_size, c.num_attention_heads, c.head_dim, chunk.rows
     z = c.o_groups * c.o_lora_rank
@@ -66,11 +72,11 @@ def _attention_half(
     ]
     if ratio:
         name = "compress_csa" if ratio == 4 else "compress_hca"
-        ops.append((name, "compressor", compress(c, width, ratio, chunk)))
+        ops.append((name, "compressor", compress(c, width, ratio, chunk, layout.kv_bytes(c))))
     if ratio == 4:
-        ops += _indexer(c, chunk, device)
+        ops += _indexer(c, chunk, device, layout)
     ops += [
-        (ATTENTION_OPS[ratio], "attn", attention(c, ratio, chunk, device)),
+        (ATTENTION_OPS[ratio], "attn", attention(c, ratio, chunk, device, layout)),
         ("grouped_linear", "wo_a", linear(grouped, t)),
         ("linear_fp8", "wo_b", linear(Matrix(d, z), t)),
         ("hc_post", "attn", rows.hc_post(c, t)),
@@ -79,16 +85,16 @@ def _attention_half(
 
 
 def _indexer(
-    c: ModelConfig, chunk: Chunk, device: Device
+    c: ModelConfig, chunk: Chunk, device: Device, layout: Layout
 ) -> list[tuple[str, str, tuple[Kernel, ...]]]:
-    heads, width, t = c.index_n_heads, c.index_head_dim, chunk.rows
+    heads, width, t, entry = c.index_n_heads, c.index_head_dim, chunk.rows, layout.key_bytes(c)
     weights = Matrix(heads, c.hidden_size, bits=16, quantised=False)
     return [
         ("linear_fp8", "indexer.wq_b", linear(Matrix(heads * width, c.q_lora_rank), t)),
         ("index_query", "indexer.q", rows.index_query(c, t, device)),
-        ("compress_index", "indexer.compressor", compress(c, width, 4, chunk)),
+        ("compress_index", "indexer.compressor", compress(c, width, 4, chunk, entry)),
         ("linear_bf16", "indexer.weights_proj", linear(weights, t)),
-        ("indexer_topk", "indexer", indexer_topk(c, chunk, device)),
+        ("indexer_topk", "indexer", indexer_topk(c, chunk, device, layout)),
     ]
 
 
@@ -111,9 +117,10 @@ def weight_bytes(c: ModelConfig) -> int:
     return sum(spec.nbytes for spec in specs if not spec.name.startswith("mtp."))
 
 
-def state_bytes(c: ModelConfig, context: int) -> int:
-    """State of one sequence of `context` tokens as this package keeps it: rows in bf16, pending rows in float32."""
-    specs = [
-        spec for i in range(c.num_hidden_layers) for spec in layer_state(c, c.ratio(i), context)
-    ]
-    return sum(s.rows * s.width * (2 if s.dtype == BOUNDARY else 4) for s in specs)
+def state_bytes(c: ModelConfig, context: int, layout: Layout = Layout.NATIVE) -> int:
+    """State of one sequence of `context` tokens as this package keeps it: cache rows, and pending rows in float32."""
+    return sum(
+        layout.state_bytes(c, spec)
+        for i in range(c.num_hidden_layers)
+        for spec in layer_state(c, c.ratio(i), context)
+    )
