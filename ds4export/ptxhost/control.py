@@ -43,30 +43,29 @@ _SHUFFLES = {"up": "UP", "down": "DOWN", "bfly": "BUTTERFLY", "idx": "INDEX"}
 def _shuffle(at: Instruction, names: Names, found: re.Match[str]) -> str:
     target, _, in_range = at.operands[0].partition("|")
     values = ", ".join(read(v, "b32", at, names) for v in at.operands[1:5])
-    puts = write(target.strip(), "s.value", at)
+    puts = write(target.strip(), "s.value", "b32", at, names)
     if in_range:
-        puts += " " + write(in_range.strip(), "s.in_range", at)
+        puts += " " + write(in_range.strip(), "s.in_range", "pred", at, names)
     return f"{{ auto const s = shuffle(Shuffle::{_SHUFFLES[found[1]]}, {values}); {puts} }}"
 
 
 def _vote(at: Instruction, names: Names, found: re.Match[str]) -> str:
-    function = {"ballot.b32": "ballot", "any.pred": "vote_any", "all.pred": "vote_all"}
+    function = {"ballot.b32": "ballot", "any.pred": "vote_any", "all.pred": "vote_all"}[found[1]]
     value, mask = read(at.operands[1], "pred", at, names), read(at.operands[2], "b32", at, names)
-    return write(at.operands[0], f"{function[found[1]]}({value}, {mask})", at)
+    return write(at.operands[0], f"{function}({value}, {mask})", found[1].split(".")[1], at, names)
 
 
 def _reduce(at: Instruction, names: Names, found: re.Match[str]) -> str:
     operation, kind = found.groups()
     value, mask = read(at.operands[1], "u32", at, names), read(at.operands[2], "u32", at, names)
     signed = "true" if kind == "s32" else "false"
-    return write(
-        at.operands[0], f"reduce(Reduce::{operation.upper()}, {signed}, {value}, {mask})", at
-    )
+    call = f"reduce(Reduce::{operation.upper()}, {signed}, {value}, {mask})"
+    return write(at.operands[0], call, "b32", at, names)
 
 
 def _match_any(at: Instruction, names: Names, found: re.Match[str]) -> str:
     value, mask = read(at.operands[1], "b32", at, names), read(at.operands[2], "b32", at, names)
-    return write(at.operands[0], f"match_any({value}, {mask})", at)
+    return write(at.operands[0], f"match_any({value}, {mask})", "b32", at, names)
 
 
 def _load_matrices(at: Instruction, names: Names, found: re.Match[str]) -> str:
@@ -74,7 +73,7 @@ def _load_matrices(at: Instruction, names: Names, found: re.Match[str]) -> str:
     if len(targets) != int(found[1]):
         raise at.refuse("the number of registers is not that of the opcode")
     row = address(at.operands[1], "shared", at, names)
-    puts = " ".join(write(t, f"m[{i}]", at) for i, t in enumerate(targets))
+    puts = " ".join(write(t, f"m[{i}]", "b32", at, names) for i, t in enumerate(targets))
     transposed = "true" if found[2] else "false"
     return f"{{ uint32_t m[{len(targets)}]; load_matrices(m, {len(targets)}, {transposed}, {row}); {puts} }}"
 
@@ -100,7 +99,7 @@ def _matrix_product(at: Instruction, names: Names, found: re.Match[str]) -> str:
     ]
     own_d, own_a, own_b = values
     arrays = f"float d[] = {{{own_d}}}; uint32_t const a[] = {{{own_a}}}; uint32_t const b[] = {{{own_b}}};"
-    puts = " ".join(write(r, f"d[{i}]", at) for i, r in enumerate(d))
+    puts = " ".join(write(r, f"d[{i}]", "f32", at, names) for i, r in enumerate(d))
     return f"{{ {arrays} {function}(d, a, b); {puts} }}"
 
 
@@ -115,12 +114,11 @@ def move_vector(at: Instruction, names: Names, found: re.Match[str]) -> str:
             f"{CPP_TYPE[kind]}({CPP_TYPE[kind]}({read(p, part, at, names)}) << {i * bits // len(parts)})"
             for i, p in enumerate(parts)
         ]
-        return write(target, f"{CPP_TYPE[kind]}({' | '.join(pieces)})", at)
+        return write(target, " | ".join(pieces), kind, at, names)
     parts = vector(target)
-    part = CPP_TYPE[f"b{bits // len(parts)}"]
-    puts = " ".join(
-        write(p, f"{part}(w >> {i * bits // len(parts)})", at) for i, p in enumerate(parts)
-    )
+    part = f"b{bits // len(parts)}"
+    pieces = [f"{CPP_TYPE[part]}(w >> {i * bits // len(parts)})" for i in range(len(parts))]
+    puts = " ".join(write(p, v, part, at, names) for p, v in zip(parts, pieces, strict=True))
     return f"{{ {CPP_TYPE[kind]} const w = {read(source, kind, at, names)}; {puts} }}"
 
 

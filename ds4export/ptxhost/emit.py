@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from itertools import chain
 
 from ds4export.ptxhost.control import CONTROL, label, move_vector
 from ds4export.ptxhost.forms import FORMS
@@ -19,6 +18,7 @@ from ds4export.ptxhost.parse import (
     Kernel,
     Label,
     Module,
+    PtxError,
     Registers,
     Scope,
     Statement,
@@ -52,9 +52,7 @@ def _unguarded(at: Instruction, names: Names) -> str:
         if len(at.operands) != len(form.src) + 1:
             raise at.refuse(f"{len(form.src) + 1} operands expected")
         sources = [read(o, k, at, names) for o, k in zip(at.operands[1:], form.src, strict=True)]
-        return write(
-            at.operands[0], f"{CPP_TYPE[form.dst]}({form.expression.format(*sources)})", at
-        )
+        return write(at.operands[0], form.expression.format(*sources), form.dst, at, names)
     for pattern, emit in _PATTERNS:
         if found := pattern.fullmatch(at.opcode):
             return emit(at, names, found)
@@ -78,8 +76,7 @@ def _function(kernel: Kernel, module: Module, file: str) -> str:
     shared, static_bytes = shared_layout(kernel, module)
     local = [s for s in kernel.statements if isinstance(s, Array) and s.space != "shared"]
     arrays = {a.name: a for a in (*module.arrays, *local) if a.space != "shared"}
-    declared = (s.names for s in kernel.statements if isinstance(s, Registers))
-    names = Names(kernel, frozenset(chain.from_iterable(declared)), shared, arrays)
+    names = Names(kernel, _register_types(kernel), shared, arrays)
     lines = [
         f"void k_{kernel.name}() {{",
         *(
@@ -96,9 +93,25 @@ def _function(kernel: Kernel, module: Module, file: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _register_types(kernel: Kernel) -> dict[str, str]:
+    """The C++ types of the registers. Inline assembly may use a name again, in another scope, for the same type."""
+    types: dict[str, str] = {}
+    for registers in (s for s in kernel.statements if isinstance(s, Registers)):
+        for name in registers.names:
+            if types.setdefault(name, _cpp_type(registers)) != _cpp_type(registers):
+                raise PtxError(
+                    0, name, f"registers of several types have this name in {kernel.name}"
+                )
+    return types
+
+
+def _cpp_type(registers: Registers) -> str:
+    return CPP_TYPE["b" + registers.type[1:]] if registers.type != "pred" else "bool"
+
+
 def _declaration(registers: Registers) -> str:
     """Registers begin as all ones: NaN, and an address that faults."""
-    cpp = CPP_TYPE["b" + registers.type[1:]] if registers.type != "pred" else "bool"
+    cpp = _cpp_type(registers)
     value = "false" if cpp == "bool" else f"{cpp}(~0ull)"
     return f"{cpp} " + ", ".join(f"{register(n)} = {value}" for n in registers.names) + ";"
 

@@ -45,10 +45,9 @@ def _each(
         yield _call(*(text.format(**values) for text in (opcode, dst, src, function)))
 
 
+# Of 32 and 64 bits, signed or not: as unsigned ones they are operators, and nothing is promoted.
+_WRAPPING = {"add": "+", "sub": "-", "mul.lo": "*"}
 _INTEGER_FUNCTIONS = {
-    "add": "add",
-    "sub": "sub",
-    "mul.lo": "mul_lo",
     "mul.hi": "mul_hi",
     "div": "quotient",
     "rem": "remainder_of",
@@ -58,6 +57,11 @@ _INTEGER_FUNCTIONS = {
 
 
 def _integer_arithmetic() -> Iterator[Entry]:
+    for (name, sign), t in product(_WRAPPING.items(), ("s32", "u32", "s64", "u64")):
+        bits = f"b{t[1:]}"
+        yield f"{name}.{t}", Form(bits, (bits, bits), f"{{0}} {sign} {{1}}")
+    for name, t in product(_WRAPPING, ("s16", "u16")):
+        yield _call(f"{name}.{t}", t, f"{t} {t}", f"{name.replace('.', '_')}<{CPP_TYPE[t]}>")
     for name, function in _INTEGER_FUNCTIONS.items():
         yield from _each(INTEGERS, name + ".{t}", "{t} {t}", function + "<{c}>")
     yield from _each(INTEGERS, "mad.lo.{t}", "{t} {t} {t}", "mad_lo<{c}>")
@@ -106,13 +110,13 @@ def _float_arithmetic() -> Iterator[Entry]:
     for t, rounding in product(("f32", "f64"), ("", ".rn")):
         for name, sign in (("add", "+"), ("sub", "-"), ("mul", "*")):
             yield f"{name}{rounding}.{t}", Form(t, (t, t), f"{{0}} {sign} {{1}}")
-    for t in ("f32", "f64"):
+    for t, suffix in (("f32", "f"), ("f64", "")):
         yield f"div.rn.{t}", Form(t, (t, t), "{0} / {1}")
-        yield f"fma.rn.{t}", Form(t, (t, t, t), "std::fma({0}, {1}, {2})")
+        yield f"fma.rn.{t}", Form(t, (t, t, t), f"__builtin_fma{suffix}({{0}}, {{1}}, {{2}})")
         yield f"rcp.rn.{t}", Form(t, (t,), "1 / {0}")
         yield f"sqrt.rn.{t}", Form(t, (t,), "std::sqrt({0})")
         yield f"neg.{t}", Form(t, (t,), "-{0}")
-        yield f"abs.{t}", Form(t, (t,), "std::fabs({0})")
+        yield f"abs.{t}", Form(t, (t,), f"__builtin_fabs{suffix}({{0}})")
         yield f"min.{t}", Form(t, (t, t), "smaller({0}, {1})")
         yield f"max.{t}", Form(t, (t, t), "larger({0}, {1})")
     for name, sign in (("add", "+"), ("sub", "-"), ("mul", "*")):

@@ -34,9 +34,9 @@ def _load(at: Instruction, names: Names, found: re.Match[str]) -> str:
     if space == "param":
         size = int(kind[1:]) // 8
         values = [parameter(at.operands[1], kind, at, names, i * size) for i in range(len(targets))]
-        return " ".join(write(t, v, at) for t, v in zip(targets, values, strict=True))
+        return " ".join(write(t, v, kind, at, names) for t, v in zip(targets, values, strict=True))
     source = address(at.operands[1], space or "global", at, names)
-    puts = " ".join(write(t, f"m[{i}]", at) for i, t in enumerate(targets))
+    puts = " ".join(write(t, f"m[{i}]", kind, at, names) for i, t in enumerate(targets))
     # All elements are read before a register changes: the address may stand in one of them.
     held = "".join(f"v[{i}]," for i in range(len(targets))).rstrip(",")
     reads = f"auto const* v = from<{cpp}, {len(targets)}>({source}); {cpp} const m[] = {{{held}}};"
@@ -69,7 +69,7 @@ def _atomic(at: Instruction, names: Names, found: re.Match[str]) -> str:
     values = ", ".join(read(v, kind, at, names) for v in operands[1:])
     function = {"exch": "exchange", "cas": "compare"}.get(operation, operation)
     call = f"atomic_{function}<{CPP_TYPE[kind]}>({where}, {values})"
-    return f"{call};" if root == "red" else write(at.operands[0], call, at)
+    return f"{call};" if root == "red" else write(at.operands[0], call, kind, at, names)
 
 
 COPY = r"cp\.async\.(ca|cg)\.shared\.global(?:\.L2::(?:64|128|256)B)?"

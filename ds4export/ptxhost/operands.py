@@ -1,4 +1,7 @@
-"""Operands as C++: registers are bits, read and written as the type that the instruction names."""
+"""Operands as C++: registers are bits, read and written as the type that the instruction names.
+
+What a translation mostly consists of is written without templates and overloads: a compiler spends its time on those.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,11 @@ CPP_TYPE = {
     "f16x2": "uint32_t", "bf16x2": "uint32_t",
     "b64": "uint64_t", "u64": "uint64_t", "s64": "int64_t", "f64": "double",
 }  # fmt: skip
+_BITS = {
+    "bool": 1, "uint8_t": 8, "int8_t": 8, "uint16_t": 16, "int16_t": 16, "uint32_t": 32, "int32_t": 32, "float": 32,
+    "uint64_t": 64, "int64_t": 64, "double": 64,
+}  # fmt: skip
+_FLOATS = ("float", "double")
 
 SPECIAL = {
     **{f"%tid.{a}": f"thread.{a}" for a in "xyz"},
@@ -29,10 +37,10 @@ SPECIAL = {
 
 @dataclass(frozen=True)
 class Names:
-    """What the names of one kernel stand for: shared memory by offset, parameters by index, other arrays."""
+    """What a kernel's names stand for: registers by C++ type, shared memory by offset, parameters by index, arrays."""
 
     kernel: Kernel
-    registers: frozenset[str]
+    registers: Mapping[str, str]
     shared: Mapping[str, int]
     arrays: Mapping[str, Array]
 
@@ -48,17 +56,26 @@ def read(text: str, kind: str, at: Instruction, names: Names) -> str:
     if text.startswith("!"):
         return f"!{read(text[1:], kind, at, names)}"
     if text in SPECIAL:
-        return f"in<{cpp}>(uint32_t({SPECIAL[text]}))"
+        return _as(cpp, f"uint32_t({SPECIAL[text]})", "uint32_t")
     if text in names.registers:
-        return f"in<{cpp}>({register(text)})"
+        return _as(cpp, register(text), names.registers[text])
     return _constant(text, cpp, at, names)
+
+
+def _as(cpp: str, value: str, own: str) -> str:
+    """Bits of the C++ type `own`, not a float, as another type: the lowest of them, or zeros above them."""
+    if cpp == own:
+        return value
+    if "bool" in (cpp, own) or (cpp in _FLOATS and _BITS[cpp] != _BITS[own]):
+        return f"in<{cpp}>({value})"
+    return f"__builtin_bit_cast({cpp}, {value})" if cpp in _FLOATS else f"{cpp}({value})"
 
 
 def _constant(text: str, cpp: str, at: Instruction, names: Names) -> str:
     if re.fullmatch(r"0[fF][\da-fA-F]{8}", text):
-        return f"in<{cpp}>(uint32_t(0x{text[2:]}u))"
+        return _as(cpp, f"0x{text[2:]}u", "uint32_t")
     if re.fullmatch(r"0[dD][\da-fA-F]{16}", text):
-        return f"in<{cpp}>(uint64_t(0x{text[2:]}ull))"
+        return _as(cpp, f"0x{text[2:]}ull", "uint64_t")
     if integer := re.fullmatch(r"(-?(?:0[xX][\da-fA-F]+|\d+))U?", text):
         return f"{cpp}({_integer(integer[1], cpp)})"
     if text in names.shared:
@@ -70,20 +87,29 @@ def _constant(text: str, cpp: str, at: Instruction, names: Names) -> str:
 
 def _integer(text: str, cpp: str) -> str:
     value = int(text, 0)
-    if cpp in ("float", "double"):
+    if cpp in _FLOATS:
         return f"{value}.0"
-    bits = {"8": 8, "16": 16, "32": 32, "64": 64}.get("".join(c for c in cpp if c.isdigit()), 64)
-    return f"0x{value % (1 << bits):x}ull"
+    bits = max(_BITS[cpp], 32)  # of the type of the literal
+    return f"0x{value % (1 << _BITS[cpp] if cpp != 'bool' else 1 << 64):x}{'ull' if bits == 64 else 'u'}"
 
 
-def write(text: str, value: str, at: Instruction) -> str:
-    """C++ statement that puts a value into a destination register; `_` is a value that nobody wants."""
+def write(text: str, value: str, kind: str, at: Instruction, names: Names) -> str:
+    """C++ statement that puts a value of `kind` into a destination register; `_` is a value that nobody wants.
+
+    An integer `value` may come in a wider type, of which the lowest bits count.
+    """
     if text == "_":
         return f"(void)({value});"
-    if not re.fullmatch(r"%?[A-Za-z_$][\w$]*", text) or text in SPECIAL:
+    if text not in names.registers:
         raise at.refuse(f"`{text}` cannot be written")
-    name = register(text)
-    return f"{name} = reg<decltype({name})>({value});"
+    name, cpp, own = register(text), CPP_TYPE[kind], names.registers[text]
+    if _BITS[cpp] != _BITS[own]:
+        return f"{name} = reg<{own}>({cpp}({value}));"
+    return (
+        f"{name} = __builtin_bit_cast({own}, {cpp}({value}));"
+        if cpp in _FLOATS
+        else f"{name} = {value};"
+    )
 
 
 def vector(text: str) -> list[str]:
