@@ -158,6 +158,28 @@ def make_scenario(
     return w.scenario(seed)
 
 
+def short_scenario(
+    config: ModelConfig, ratios: frozenset[int], *, chunk: int, decode: int, seed: int = 0
+) -> Scenario:
+    """One late sequence, past the top-k cut: a chunk that crosses a window of every compressor, then single tokens.
+
+    For real widths where every token costs seconds. Without a chunk the first single token closes the windows.
+
+    Args:
+        config: the model's.
+        ratios: compression ratios that occur.
+        chunk: number of tokens of the chunk, 0 for none.
+        decode: number of single tokens after it.
+        seed: of ids and synthetic state.
+    """
+    w = _Writer(config.vocab_size, np.random.default_rng(seed))
+    w.at = {"D": _late_blocks(config, ratios) * HCA - (3 if chunk else 1)}
+    sizes = ([chunk] if chunk else []) + [1] * decode
+    for i, size in enumerate(sizes):
+        w.step(("D", size), late=("D",) if i == 0 else ())
+    return w.scenario(seed)
+
+
 def _late_blocks(config: ModelConfig, ratios: frozenset[int]) -> int:
     """Blocks of 128 tokens before the late sequences, as far as the model's positions reach."""
     cut = CSA * (config.index_topk + 8) // HCA + 1 if CSA in ratios else 1
