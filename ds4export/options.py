@@ -10,12 +10,14 @@ import typer
 ArtefactArgument = Annotated[
     Path, typer.Argument(metavar="ARTEFACT", help="Folder written by `export`")
 ]
-CacheOption = Annotated[
-    str,
+_CACHE_HELP = (
+    "native, or packed: cache rows as codes and scales, 0.57 of the bytes at released widths"
+)
+CacheOption = Annotated[str, typer.Option("--cache", metavar="NAME", help=_CACHE_HELP)]
+BuildCacheOption = Annotated[
+    str | None,
     typer.Option(
-        "--cache",
-        metavar="NAME",
-        help="native, or packed: cache rows as codes and scales, 0.57 of the bytes at released widths",
+        "--cache", metavar="NAME", help=f"{_CACHE_HELP}  [default: the recipe's, or native]"
     ),
 ]
 CheckpointOption = Annotated[

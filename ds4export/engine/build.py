@@ -23,7 +23,7 @@ from ds4export.engine.plan import BuiltPlan, PlanBuilder, lower, read_graph
 from ds4export.engine.plan_file import SUFFIX
 from ds4export.engine.plugins import PluginLibrary, check_ops, find_library, identify, loaded
 from ds4export.engine.profile import Shapes, Sizes, profiles_of, sizes_of_artefact, state_bytes
-from ds4export.engine.recipe import check_recipe_fits, load_recipe
+from ds4export.engine.recipe import check_recipe_fits, check_state_fits, load_recipe
 from ds4export.engine.tensorrt import ENTERPRISE, RTX, RTX_TARGETS, Flavour, open_flavour
 from ds4export.engine.this_gpu import this_gpu
 from ds4export.engine.timing_cache import cache_beside
@@ -37,7 +37,7 @@ NUM_STAGES = 4
 class BuildOptions:
     """What a user may choose. `targets` is for TensorRT for RTX; without it the recipe's, or all.
 
-    `cache`: NATIVE or PACKED, how the engine keeps its caches.
+    `cache`: NATIVE or PACKED, how the engine keeps its caches; without it as the recipe says, or NATIVE.
     """
 
     target: str = RTX
@@ -45,7 +45,7 @@ class BuildOptions:
     plugins: Path | None = None
     checkpoint: Path | None = None
     targets: tuple[str, ...] = ()
-    cache: str = NATIVE
+    cache: str | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,11 @@ class _Job:
     library_path: Path
     library: PluginLibrary
 
+    @property
+    def state_bytes(self) -> int:
+        """Of all caches at the largest shapes."""
+        return state_bytes(self.manifest.graphs.values(), self.manifest.config, self.sizes)
+
     def profiles(self, graph: str) -> dict[str, dict[str, Shapes]]:
         return profiles_of(self.manifest.graphs[graph], self.manifest.config, self.sizes)
 
@@ -78,7 +83,8 @@ def build_engine(
     Raises:
         Ds4Error: anything refused; nothing is left behind that looks finished.
     """
-    check_cache(options.cache)
+    if options.cache is not None:
+        check_cache(options.cache)
     refuse_existing(target)
     flavour = open_flavour(options.target)
     with reporter.stage("artefact") as stage:
@@ -117,25 +123,34 @@ def refuse_float32(numerics: str, where: Path) -> None:
 
 
 def _decide(manifest: Manifest, options: BuildOptions, flavour: Flavour) -> _Job:
-    sizes, recipe, targets = sizes_of_artefact(manifest), "", options.targets
-    if options.recipe is not None:
-        chosen = load_recipe(options.recipe)
-        check_recipe_fits(chosen, manifest.layers, manifest.config, options.recipe)
-        sizes, recipe, targets = chosen.sizes(), options.recipe.stem, targets or chosen.targets
+    path = options.recipe
+    recipe = None if path is None else load_recipe(path)
+    if recipe and path:
+        check_recipe_fits(recipe, manifest.layers, manifest.config, path)
+    sizes = sizes_of_artefact(manifest) if recipe is None else recipe.sizes()
+    targets = _targets(options.targets or (recipe.targets if recipe else ()), flavour)
+    built = with_cache(manifest, options.cache or (recipe.cache if recipe else NATIVE))
+    name, library = path.stem if path else "", find_library(options.plugins)
+    job = _Job(built, manifest.hash, sizes, targets, name, library, identify(library))
+    if recipe and path:
+        check_state_fits(recipe, manifest.layers, job.state_bytes, built.cache, path)
+    return job
+
+
+def _targets(wanted: tuple[str, ...], flavour: Flavour) -> tuple[str, ...]:
+    """The architectures of the plans; enterprise TensorRT builds for this machine's and no other."""
     if flavour.name == ENTERPRISE:
-        targets = (this_gpu(),)
-    targets = targets or RTX_TARGETS
+        return (this_gpu(),)
+    targets = wanted or RTX_TARGETS
     unknown = [t for t in targets if t not in RTX_TARGETS]
-    if flavour.name == RTX and unknown:
+    if unknown:
         raise RuntimeInputError(
             "TensorRT for RTX cannot build for this GPU architecture",
             found=", ".join(unknown),
             expected=", ".join(RTX_TARGETS),
             hint=f"other GPUs need --target {ENTERPRISE} on a machine that has one",
         )
-    built = with_cache(manifest, options.cache)
-    path = find_library(options.plugins)
-    return _Job(built, manifest.hash, sizes, targets, recipe, path, identify(path))
+    return targets
 
 
 def _build(artefact: Artefact, job: _Job, builder: PlanBuilder) -> dict[str, BuiltPlan]:
@@ -202,7 +217,7 @@ def _write(
         cache=job.manifest.cache,
         max_context=job.sizes.max_context,
         max_batch=job.sizes.max_batch,
-        state_bytes=state_bytes(job.manifest.graphs.values(), job.manifest.config, job.sizes),
+        state_bytes=job.state_bytes,
         graphs=graphs,
         files=files,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

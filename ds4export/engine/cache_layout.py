@@ -6,12 +6,13 @@ graphs alike. Refuses an unknown name, and rows that have no packed form.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from ds4export.artefact.manifest import STATE, GraphInfo, Manifest, TensorInfo
 from ds4export.config import ModelConfig
 from ds4export.errors import ArtefactError, ExportError, RuntimeInputError
-from ds4export.state import cache_kind, packed_row_bytes
+from ds4export.state import PACKED_STATE, cache_kind, layer_state, packed_row_bytes
 
 NATIVE, PACKED = "native", "packed"
 LAYOUTS = (NATIVE, PACKED)
@@ -26,6 +27,19 @@ def check_cache(name: str) -> None:
     """
     if name not in LAYOUTS:
         raise RuntimeInputError("unknown --cache", found=name, expected=" or ".join(LAYOUTS))
+
+
+def check_rows(config: ModelConfig, layers: Iterable[int], cache: str) -> None:
+    """Every cache of these layers has rows of that layout; for callers that have no graphs yet.
+
+    Raises:
+        ExportError: rows of a width that has no packed form.
+    """
+    ratios = {config.ratio(index) for index in layers} if cache == PACKED else set()
+    for spec in (s for ratio in sorted(ratios) for s in layer_state(config, ratio, max_context=1)):
+        kind = PACKED_STATE.get(spec.name)
+        if kind is not None:
+            packed_row_bytes(kind, spec.width, config.qk_rope_head_dim)
 
 
 def with_cache(manifest: Manifest, cache: str) -> Manifest:

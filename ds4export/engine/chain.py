@@ -10,6 +10,7 @@ from pathlib import Path
 from ds4export.artefact.writer import refuse_existing
 from ds4export.config import load_config
 from ds4export.engine.build import BuildOptions, build_engine, refuse_float32
+from ds4export.engine.cache_layout import check_rows
 from ds4export.engine.manifest import EngineManifest
 from ds4export.engine.plugins import find_library, identify
 from ds4export.engine.recipe import check_recipe_fits, load_recipe
@@ -37,7 +38,9 @@ def export_and_build(
     refuse_float32("official" if options.official else "float32", source)
     config = load_config(source)
     layers = options.layers or range(config.num_hidden_layers)
-    check_recipe_fits(load_recipe(recipe), (layers.start, layers.stop), config, recipe)
+    chosen = load_recipe(recipe)
+    check_recipe_fits(chosen, (layers.start, layers.stop), config, recipe)
+    check_rows(config, layers, chosen.cache)
     open_flavour(RTX)
     identify(find_library())
     export_checkpoint(source, target, options, reporter)

@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ds4export.options import ArtefactArgument, CacheOption, CheckpointOption, PluginsOption
+from ds4export.options import (
+    ArtefactArgument,
+    BuildCacheOption,
+    CheckpointOption,
+    PluginsOption,
+)
 
 if TYPE_CHECKING:
     from ds4export.export import ExportOptions
@@ -64,7 +69,7 @@ def build(
             help="Shapes and GPUs from engines/<name>.toml; without it from the artefact's limits",
         ),
     ] = None,
-    cache: CacheOption = "native",
+    cache: BuildCacheOption = None,
     plugins: PluginsOption = None,
     checkpoint: CheckpointOption = None,
 ) -> None:

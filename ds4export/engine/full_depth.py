@@ -16,6 +16,7 @@ import onnx_ir as ir
 from ds4export.artefact.manifest import OP_VERSIONS, STEP, GraphInfo, TensorInfo
 from ds4export.config import ModelConfig
 from ds4export.engine.build import peak_memory_bytes
+from ds4export.engine.cache_layout import NATIVE, PACKED
 from ds4export.engine.plan import BuiltPlan, PlanBuilder, lower
 from ds4export.engine.plugins import check_ops, identify, loaded
 from ds4export.engine.profile import BYTES, DECODE, PREFILL, Sizes, StepShape, profiles_of
@@ -41,8 +42,14 @@ class FullDepth:
     peak_memory_bytes: int
 
 
-def lowered_graphs(config: ModelConfig, layers: range | None = None) -> dict[str, ir.Model]:
-    """Main and MTP graph of the whole model or of a range of its layers, flat."""
+def lowered_graphs(
+    config: ModelConfig, layers: range | None = None, cache: str = NATIVE
+) -> dict[str, ir.Model]:
+    """Main and MTP graph of the whole model or of a range of its layers, flat, its caches in that layout.
+
+    Raises:
+        ExportError: rows of a width that has no packed form.
+    """
     layers = layers or range(config.num_hidden_layers)
     plan = GraphPlan(
         config,
@@ -54,7 +61,7 @@ def lowered_graphs(config: ModelConfig, layers: range | None = None) -> dict[str
     )
     graphs = build_graphs(plan)
     models = {"main": graphs.main} | ({"mtp": graphs.mtp} if graphs.mtp is not None else {})
-    return {name: lower(model) for name, model in models.items()}
+    return {name: lower(model, packed=cache == PACKED) for name, model in models.items()}
 
 
 def weight_bytes(models: Iterable[ir.Model]) -> int:

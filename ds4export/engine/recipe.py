@@ -1,7 +1,7 @@
 """Recipes: `engines/<name>.toml`, which layers go onto which GPU, with which shapes, and the memory sum behind it.
 
-Owns the format. Refuses unknown or missing fields, a recipe whose layers do not follow each other, and an artefact
-whose layers are not one of its parts.
+Owns the format. Refuses unknown or missing fields, a recipe whose layers do not follow each other, an artefact whose
+layers are not one of its parts, and caches that do not fit beside the weights.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ds4export.config import ModelConfig
 from ds4export.config.strict_json import read_regular_file
+from ds4export.engine.cache_layout import LAYOUTS
 from ds4export.engine.decode import decode
 from ds4export.engine.profile import Sizes, Span, StepShape
 from ds4export.errors import ConfigError
@@ -31,7 +32,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Part:
-    """`[[parts]]`: the layers of one engine. Bytes are what the memory of one GPU is spent on."""
+    """`[[parts]]`: the layers of one engine. Bytes are what the memory of one GPU is spent on.
+
+    `state_bytes` are those of the caches in the recipe's layout.
+    """
 
     layers: tuple[int, int]
     weight_bytes: int
@@ -43,6 +47,7 @@ class Recipe:
     """The whole file. `model` is the config's variant.
 
     `gpu_bytes` is the memory of one GPU; `reserve_bytes` of it is left to activations, workspace and the driver.
+    `cache`: NATIVE or PACKED, how the engines keep their caches.
     """
 
     about: str
@@ -53,6 +58,7 @@ class Recipe:
     targets: tuple[str, ...]
     max_context: int
     max_batch: int
+    cache: str
     profiles: Mapping[str, Step]
     parts: tuple[Part, ...]
 
@@ -60,6 +66,10 @@ class Recipe:
         """What shape ranges are made of."""
         steps = {n: StepShape(s.batch, s.tokens, s.logit_rows) for n, s in self.profiles.items()}
         return Sizes(self.max_context, self.max_batch, steps)
+
+    def spent(self, part: Part, state_bytes: int) -> int:
+        """Bytes of a GPU that holds the part's weights and so many bytes of state."""
+        return part.weight_bytes + state_bytes + self.reserve_bytes
 
 
 def load_recipe(path: Path) -> Recipe:
@@ -87,13 +97,15 @@ def _problems(recipe: Recipe) -> list[tuple[str, object, str]]:
     problems: list[tuple[str, object, str]] = []
     if not recipe.parts or not recipe.profiles or not recipe.targets:
         problems.append(("the recipe builds nothing", "an empty list", "parts, profiles, targets"))
+    if recipe.cache not in LAYOUTS:
+        problems.append(("unknown layout of caches", recipe.cache, " or ".join(LAYOUTS)))
     begins = [p.layers[0] for p in recipe.parts]
     ends = [0, *(p.layers[1] for p in recipe.parts)]
     if begins != ends[:-1] or any(p.layers[0] >= p.layers[1] for p in recipe.parts):
         layers = ", ".join("{}:{}".format(*p.layers) for p in recipe.parts)
         problems.append(("the parts do not follow each other", layers, "0:a, a:b, …"))
     for part in recipe.parts:
-        total = part.weight_bytes + part.state_bytes + recipe.reserve_bytes
+        total = recipe.spent(part, part.state_bytes)
         if total > recipe.gpu_bytes:
             place = "{}:{}".format(*part.layers)
             problems.append(
@@ -138,4 +150,24 @@ def check_recipe_fits(
             where=path,
             found=recipe.max_context,
             expected=f"at most {config.max_position_embeddings}",
+        )
+
+
+def check_state_fits(
+    recipe: Recipe, layers: tuple[int, int], state_bytes: int, cache: str, path: Path
+) -> None:
+    """The caches as they will be kept fit beside the weights: the recipe's sum is of its own layout.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    part = next(p for p in recipe.parts if p.layers == layers)
+    total = recipe.spent(part, state_bytes)
+    if total > recipe.gpu_bytes:
+        raise ConfigError(
+            "layers {}:{} do not fit with {} caches".format(*layers, cache),
+            where=path,
+            found=f"{total:,} bytes, {state_bytes:,} of them state",
+            expected=f"{recipe.gpu_bytes:,} at most",
+            hint=f"the recipe keeps {recipe.cache} caches: leave --cache out",
         )

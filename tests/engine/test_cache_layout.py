@@ -13,6 +13,7 @@ from ds4export.engine.cache_layout import (
     NATIVE,
     PACKED,
     check_cache,
+    check_rows,
     packed_tensors,
     with_cache,
 )
@@ -87,6 +88,20 @@ def test_rows_of_a_width_that_cannot_be_packed_are_named() -> None:
         packed_tensors(GraphInfo("main.onnx", (ring,), ()), config)
     assert caught.value.where == "state.layers.0.window"
     assert "130 wide" in caught.value.found
+
+
+def test_rows_are_checked_without_graphs() -> None:
+    """Of the kinds of layers that are there: only compressed sparse attention has index keys."""
+    config = open_artefact_folder(exported("nano", official=True)).manifest.config
+    check_rows(config, range(4), PACKED)
+    odd = replace(config, index_head_dim=64)
+    csa = config.compress_ratios.index(4)
+    check_rows(odd, [csa], NATIVE)
+    check_rows(odd, [i for i in range(4) if config.ratio(i) != 4], PACKED)
+    with pytest.raises(ExportError, match="index keys of this width cannot be packed"):
+        check_rows(odd, [csa], PACKED)
+    with pytest.raises(ExportError, match="kv rows of this width cannot be packed"):
+        check_rows(replace(config, head_dim=124, qk_rope_head_dim=60), [0], PACKED)
 
 
 def test_packed_caches_are_not_unpacked() -> None:

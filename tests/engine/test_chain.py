@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import pytest
 from typer.testing import CliRunner
 
 from ds4export.artefact import open_artefact_folder
 from ds4export.cli import app
+from ds4export.config import load_config
 from ds4export.engine.reader import open_engine
 from tests.engine.kit import RTX_MISSING, shells
 from tests.engine.test_recipes import RECIPES
@@ -27,7 +29,8 @@ def library(monkeypatch, tmp_path):
 
 
 def export(output, *options, recipe="nano"):
-    arguments = ["export", NANO, "-o", output, "--build", RECIPES[recipe], *options]
+    recipe = RECIPES.get(recipe, recipe)
+    arguments = ["export", NANO, "-o", output, "--build", recipe, *options]
     return CliRunner().invoke(app, [str(a) for a in arguments])
 
 
@@ -63,6 +66,28 @@ def test_layers_that_are_no_part_of_the_recipe(library, tmp_path):
     assert "layers 0:2" in said
     assert "expected: 0:4" in said
     assert "layers 0:4" in refused(tmp_path / "nano", recipe="tiny")
+
+
+def packed_recipe(folder):
+    text = RECIPES["nano"].read_text()
+    assert 'cache = "native"' in text
+    path = folder / "packed.toml"
+    path.write_text(text.replace('cache = "native"', 'cache = "packed"'))
+    return path
+
+
+def test_the_engine_keeps_caches_as_the_recipe_says(library, tmp_path):
+    done = export(tmp_path / "nano", recipe=packed_recipe(tmp_path))
+    assert done.exit_code == 0, done.stderr
+    assert open_engine(tmp_path / "nano-engine").manifest.cache == "packed"
+
+
+def test_rows_that_cannot_be_packed_are_refused_before_the_export(library, tmp_path, monkeypatch):
+    odd = replace(load_config(NANO), index_head_dim=64)
+    monkeypatch.setattr("ds4export.engine.chain.load_config", lambda _: odd)
+    assert "index keys of this width cannot be packed" in refused(
+        tmp_path / "nano", recipe=packed_recipe(tmp_path)
+    )
 
 
 def test_an_engine_that_is_there_already(library, tmp_path):

@@ -21,7 +21,7 @@ from tests.engine.kit import (
     replace_kind,
     shells,
 )
-from tests.engine.test_recipes import RECIPES
+from tests.engine.test_recipes import RECIPES, tight_recipe
 from tests.kit.artefacts import exported
 
 
@@ -121,6 +121,37 @@ def test_build_with_packed_caches_then_inspect(tmp_path):
     assert tensors["state.layers.1.pending"].dtype == "FLOAT"
     for shapes in m.graphs["main"].profiles.values():
         assert shapes["state.layers.1.window"][2] == (4, 33, 200)
+
+
+@pytest.mark.parametrize(
+    ("options", "cache"), [([], "packed"), (["--cache", "native"], "native")], ids=str
+)
+def test_the_recipe_says_how_caches_are_kept_and_the_option_overrides_it(tmp_path, options, cache):
+    pytest.importorskip("tensorrt_rtx", reason=RTX_MISSING)
+    recipe = tmp_path / "packed.toml"
+    text = RECIPES["nano"].read_text().replace("layers = [0, 4]", "layers = [0, 1]")
+    recipe.write_text(text.replace('cache = "native"', 'cache = "packed"'))
+    source = exported("nano", official=True, layers=(0, 1))
+    options = ["--recipe", recipe, "--plugins", shells(), *options]
+    done = invoke("build", source, "-o", tmp_path / "e", *options)
+    assert done.exit_code == 0, done.stderr
+    assert f"{cache} caches" in done.stderr
+    manifest = open_engine(tmp_path / "e").manifest
+    assert manifest.cache == cache
+    assert manifest.state_bytes == 4 * 33 * (200 if cache == "packed" else 256)
+    text = invoke("inspect", tmp_path / "e").stdout
+    assert f"caches         {cache}: " in text
+    assert "recipe packed" in text
+
+
+def test_an_option_with_which_the_caches_do_not_fit_is_refused(tmp_path):
+    pytest.importorskip("tensorrt_rtx", reason=RTX_MISSING)
+    recipe, _ = tight_recipe(tmp_path)
+    options = ["--recipe", recipe, "--plugins", shells(), "--cache", "native"]
+    done = invoke("build", exported("nano", official=True), "-o", tmp_path / "e", *options)
+    assert done.exit_code == 1
+    assert "error: layers 0:4 do not fit with native caches" in done.stderr
+    assert not (tmp_path / "e").exists()
 
 
 def test_build_with_an_unknown_layout_of_caches(tmp_path):

@@ -9,11 +9,13 @@ import pytest
 from ds4export.artefact import open_artefact_folder
 from ds4export.checkpoint import open_checkpoint
 from ds4export.checkpoint.presets import FLASH, PRESETS, PRO
+from ds4export.engine.cache_layout import NATIVE, PACKED
 from ds4export.engine.full_depth import graph_info, lowered_graphs, weight_bytes
 from ds4export.engine.profile import profiles_of, sizes_of_artefact, state_bytes
-from ds4export.engine.recipe import check_recipe_fits, load_recipe
+from ds4export.engine.recipe import Recipe, check_recipe_fits, check_state_fits, load_recipe
 from ds4export.engine.tensorrt import RTX_TARGETS
 from ds4export.errors import ConfigError
+from ds4export.state import F32, PACKED_STATE, StateSpec, layer_state, packed_row_bytes
 from tests.kit.artefacts import checkpoint_of, exported
 
 ENGINES = Path(__file__).parents[2] / "engines"
@@ -40,6 +42,7 @@ def test_recipe_is_sound(name):
     assert set(recipe.targets) <= set(RTX_TARGETS)
     assert set(recipe.profiles) == {"decode", "prefill"}
     assert recipe.max_context <= config.max_position_embeddings
+    assert recipe.cache == (PACKED if name in ("flash", "pro") else NATIVE)
 
 
 SOME = [
@@ -55,16 +58,67 @@ SOME = [
 def test_sums_are_those_of_the_graphs(name, number):
     recipe, config = load_recipe(RECIPES[name]), config_of(name)
     part = recipe.parts[number]
-    graphs = lowered_graphs(config, range(*part.layers))
+    graphs = lowered_graphs(config, range(*part.layers), recipe.cache)
     infos = [graph_info(model) for model in graphs.values()]
     assert weight_bytes(graphs.values()) == part.weight_bytes
     assert state_bytes(infos, config, recipe.sizes()) == part.state_bytes
+
+
+def row_bytes(spec: StateSpec, config, cache: str) -> int:
+    if spec.dtype == F32:
+        return 4 * spec.width
+    if cache == NATIVE:
+        return 2 * spec.width
+    return packed_row_bytes(PACKED_STATE[spec.name], spec.width, config.qk_rope_head_dim)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_state_of_every_part_is_that_of_the_table(name):
+    """Without graphs, so for all parts at once: rows of the table of state times their bytes."""
+    recipe, config = load_recipe(RECIPES[name]), config_of(name)
+    depth = config.num_hidden_layers
+    for part in recipe.parts:
+        layers = [*range(*part.layers)]
+        if part.layers[1] == depth:
+            layers += range(depth, depth + config.num_nextn_predict_layers)
+        specs = [
+            s for i in layers for s in layer_state(config, config.ratio(i), recipe.max_context)
+        ]
+        rows = sum(spec.rows * row_bytes(spec, config, recipe.cache) for spec in specs)
+        assert part.state_bytes == recipe.max_batch * rows
+
+
+def tight_recipe(folder: Path) -> tuple[Path, Recipe]:
+    """The recipe of nano with packed caches on a GPU that has room for exactly those."""
+    text = RECIPES["nano"].read_text().replace('cache = "native"', 'cache = "packed"')
+    state = 1_000_000
+    for old, new in (
+        ("state_bytes = 3_110_912", f"state_bytes = {state}"),
+        ("gpu_bytes = 2_000_000_000", f"gpu_bytes = {2_627_510 + state + 1_000_000_000}"),
+    ):
+        assert old in text
+        text = text.replace(old, new)
+    path = folder / "tight.toml"
+    path.write_text(text)
+    return path, load_recipe(path)
+
+
+def test_caches_in_another_layout_than_the_recipes_must_fit_too(tmp_path):
+    path, recipe = tight_recipe(tmp_path)
+    check_state_fits(recipe, (0, 4), 1_000_000, PACKED, path)
+    with pytest.raises(ConfigError, match="layers 0:4 do not fit with native caches") as caught:
+        check_state_fits(recipe, (0, 4), 1_000_001, NATIVE, path)
+    assert caught.value.found == "1,003,627,511 bytes, 1,000,001 of them state"
+    assert caught.value.expected == "1,003,627,510 at most"
+    assert "packed caches: leave --cache out" in caught.value.hint
 
 
 BROKEN = {
     "not_toml": ("about = ", "", "malformed"),
     "field_gone": ("max_batch = 4", "", "malformed"),
     "field_unknown": ("max_batch = 4", "max_batch = 4\ncolour = 1", "malformed"),
+    "cache_gone": ('cache = "native"', "", "malformed"),
+    "cache_unknown": ('cache = "native"', 'cache = "fp8"', "unknown layout of caches"),
     "text_for_number": ("max_batch = 4", 'max_batch = "4"', "malformed"),
     "span_too_long": ("batch = [1, 4, 4]", "batch = [1, 2, 3, 4]", "malformed"),
     "not_ordered": ("batch = [1, 4, 4]", "batch = [4, 1, 4]", "not ordered"),
