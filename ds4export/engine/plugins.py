@@ -1,8 +1,8 @@
 """The plugin library: found, identified by hash before anything of it is loaded, and asked what it has.
 
 Owns what a library is called in a manifest (`PluginLibrary`), and the comparison of its ops with those of an artefact.
-Refuses a file that is no library for this machine, one of another hash than expected, and ops that it lacks or has in
-another version: all of them at once, both sides named.
+Refuses a file that is no library for this machine, one of another hash than expected, an op that is registered twice,
+and ops that it lacks or has in another version: all of them at once, both sides named.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import ctypes
 import hashlib
 import platform
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,7 +116,7 @@ def loaded(path: Path, library: PluginLibrary, trt: Any) -> Iterator[dict[str, s
     """Register the library's creators; yields the version of each op. A Builder with a logger must exist already.
 
     Raises:
-        ToolchainError: the file is not the one identified, the system or TensorRT refuses it.
+        ToolchainError: the file is another, the system or TensorRT refuses it, an op is registered twice.
     """
     check_identity(identify(path), library, path)
     _load(path)
@@ -126,15 +126,34 @@ def loaded(path: Path, library: PluginLibrary, trt: Any) -> Iterator[dict[str, s
         raise ToolchainError(
             "TensorRT does not take the plugin library",
             where=path,
-            found="a library without getCreators or setLoggerFinder, or for another major version",
+            found="a library without getCreators or setLoggerFinder, for another major version, "
+            "or of ops that are registered already",
             expected=f"plugins for TensorRT {trt.__version__}",
             hint="build it again with `make plugins`",
         )
     try:
-        creators = (c for c in registry.all_creators if c.plugin_namespace == NAMESPACE)
-        yield {str(c.name): str(c.plugin_version) for c in creators}
+        yield _versions(registry.all_creators, path)
     finally:
         registry.deregister_library(handle)
+
+
+def _versions(creators: Iterable[Any], path: Path) -> dict[str, str]:
+    """The version of each op. Of two creators for one op TensorRT would take one without a word."""
+    found: dict[str, list[str]] = {}
+    for creator in creators:
+        if creator.plugin_namespace == NAMESPACE:
+            found.setdefault(str(creator.name), []).append(f"version {creator.plugin_version}")
+    twice = {op: versions for op, versions in found.items() if len(versions) > 1}
+    if twice:
+        raise ToolchainError(
+            f"{', '.join(sorted(twice))}: registered twice",
+            where=path,
+            found="; ".join(f"{op} {' and '.join(twice[op])}" for op in sorted(twice)),
+            expected="one creator for each op",
+            hint="build the library again with `make plugins`, and start again: until the process ends, TensorRT "
+            "takes no other library of these ops",
+        )
+    return {op: versions[0].removeprefix("version ") for op, versions in found.items()}
 
 
 def _load(path: Path) -> None:

@@ -7,14 +7,18 @@ import os
 import shutil
 import struct
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from ds4export.engine import shells as shells_stage
 from ds4export.engine.plugins import (
     DOES_NOTHING,
     KERNELS,
+    _versions,
     check_identity,
     check_ops,
     find_library,
@@ -22,6 +26,7 @@ from ds4export.engine.plugins import (
     loaded,
 )
 from ds4export.engine.reader import check_library, open_engine
+from ds4export.engine.shells import build_shells
 from ds4export.engine.tensorrt import RTX, open_flavour
 from ds4export.errors import RuntimeInputError, ToolchainError
 from tests.engine.kit import LIBRARY, RTX_MISSING, folder_without_tensorrt, shells
@@ -119,6 +124,72 @@ def test_loading_registers_every_op_and_lets_go_again():
         assert len(ops) == 25
         assert set(ops.values()) == {"1"}
     assert len(registry.all_creators) == before
+
+
+def library_with(folder: Path, *more: str) -> Path:
+    """The library of shells with creators on top of those that it has: `op` or `op:version`."""
+    infos = "".join(
+        f'OpInfo const more_{i} = [] {{ OpInfo made = {op}::INFO; made.version = "{version}"; return made; }}();\n'
+        for i, (op, _, version) in enumerate(m.partition(":") for m in more)
+    )
+    lines = "".join(f"{{&more_{i}, refuse, no_workspace}},\n" for i in range(len(more)))
+    source = shells_stage._SOURCE.replace("Status refuse(", f"{infos}Status refuse(", 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shells_stage, "_SOURCE", source.replace("OPS", f"OPS{lines}", 1))
+        try:
+            return build_shells(folder)
+        except ToolchainError as error:
+            pytest.skip(error.what)
+
+
+LOAD = """
+import sys
+from pathlib import Path
+
+from ds4export.engine.plan import messages_of
+from ds4export.engine.plugins import identify, loaded
+from ds4export.engine.tensorrt import RTX, open_flavour
+from ds4export.errors import ToolchainError
+
+library, trt = Path(sys.argv[1]), open_flavour(RTX).module
+builder, registry = trt.Builder(messages_of(trt).logger), trt.get_plugin_registry()
+before = len(registry.all_creators)
+try:
+    with loaded(library, identify(library), trt) as ops:
+        print("loaded", len(ops))
+except ToolchainError as error:
+    print(error.what, error.where, error.found, sep="\\n")
+assert len(registry.all_creators) == before
+"""
+
+
+@pytest.mark.parametrize(
+    ("more", "found"),
+    [
+        (("moe:2", "embed:7"), "embed version 1 and version 7; moe version 1 and version 2"),
+        (("moe:1",), "moe version 1 and version 1"),
+    ],
+)
+def test_an_op_that_is_registered_twice_is_refused_with_both(tmp_path, more, found):
+    """Found in the real registry. In a process of its own: TensorRT never again takes a library of such ops."""
+    pytest.importorskip("tensorrt_rtx", reason=RTX_MISSING)
+    library = library_with(tmp_path, *more)
+    command = [sys.executable, "-c", LOAD, str(library)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    what, where, said = done.stdout.splitlines()
+    assert what == f"{', '.join(sorted(m.split(':')[0] for m in more))}: registered twice"
+    assert (where, said) == (str(library), found)
+
+
+def test_creators_of_others_do_not_count():
+    """TensorRT brings plugins of its own, some of them in several versions."""
+    own = [SimpleNamespace(name="moe", plugin_version="1", plugin_namespace="ds4")]
+    others = [SimpleNamespace(name="moe", plugin_version=v, plugin_namespace="") for v in "12"]
+    assert _versions([*own, *others], Path("lib.so")) == {"moe": "1"}
+    with pytest.raises(ToolchainError, match="moe: registered twice") as caught:
+        _versions([*own, *others, *own], Path("lib.so"))
+    assert caught.value.found == "moe version 1 and version 1"
 
 
 def test_a_file_that_changed_is_not_loaded(tmp_path, monkeypatch):
