@@ -20,10 +20,10 @@ from ds4export.cuda.register import Caller
 from ds4export.errors import ParityError, RuntimeInputError, ToolchainError
 from ds4export.model.weights import array_from_tensor, tensor_from_array
 from ds4export.ops import ALL_OPS
-from ds4export.parity.records import step_feeds
-from ds4export.parity.subject import MAIN, MTP, Half, OpNode, Subject
+from ds4export.parity.subject import Half, OpNode, Subject
+from ds4export.parity.walked_end_to_end import WalkedEndToEnd
 from ds4export.runtime.kv_cache import allocate_state
-from ds4export.runtime.runner import Limits, Runner, StepInputs, StepResult
+from ds4export.runtime.runner import StepResult
 
 Array = NDArray[Any]
 NAME = "torch-cuda"
@@ -57,41 +57,19 @@ def caller_for_gpu() -> Caller:
     return Caller(KernelLibrary(build_library(Target(10 * major + minor)).library), in_place=True)
 
 
-class KernelEndToEnd:
-    """Its own runner: the main and the MTP graph, node by node, state on the device."""
+class KernelEndToEnd(WalkedEndToEnd):
+    """State on the device."""
 
     def __init__(self, backend: KernelBackend, num_slots: int, max_context: int) -> None:
-        self._backend, manifest = backend, backend.subject.manifest
-        self.limits = Limits(manifest.config.vocab_size, num_slots, max_context)
-        rows = allocate_state(manifest, num_slots, max_context, fill=np.nan)
+        super().__init__(backend.subject, num_slots, max_context)
+        self._backend = backend
+        rows = allocate_state(backend.subject.manifest, num_slots, max_context, fill=np.nan)
         self.state = {name: backend.moved(array) for name, array in rows.items()}
 
-    @property
-    def runner(self) -> Runner:
-        return self
-
-    @property
-    def has_mtp(self) -> bool:
-        return MTP in self._backend.subject.graphs
-
-    def step(
-        self, inputs: StepInputs, *, want_logits: bool = True, streams_in: Any = None
-    ) -> StepResult:
-        """Run the main graph; without logits the head still runs, for no row."""
-        wanted = inputs if want_logits else inputs.without_logits()
-        result = self._run(MAIN, step_feeds(wanted, "ids"), streams_in=streams_in)
-        return result if want_logits else StepResult(None, result.streams)
-
-    def mtp_step(self, inputs: StepInputs, streams: Any) -> StepResult:
-        """Run the MTP graph."""
-        return self._run(MTP, step_feeds(inputs, "next_ids"), streams=streams)
-
-    def _run(self, graph: str, feeds: Mapping[str, Array], **streams: Any) -> StepResult:
-        values = {name: self._backend.moved(array) for name, array in feeds.items()}
-        values |= {
+    def _run(self, graph: str, feeds: Mapping[str, Array | Tensor]) -> StepResult:
+        values = {
             name: value if isinstance(value, Tensor) else self._backend.moved(value)
-            for name, value in streams.items()
-            if value is not None
+            for name, value in feeds.items()
         }
         made = self._backend.walk_graph(graph, values | self.state)
         self.state |= {n: made[f"{n}_out"] for n in self.state if f"{n}_out" in made}

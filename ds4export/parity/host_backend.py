@@ -17,14 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ds4export.artefact.manifest import CHECKPOINT
-from ds4export.engine.cache_layout import NATIVE, PACKED, with_cache
+from ds4export.engine.cache_layout import NATIVE, with_cache
 from ds4export.engine.plugins import check_ops
 from ds4export.errors import ParityError, RuntimeInputError
 from ds4export.ops import ALL_OPS
+from ds4export.parity.cache_rows import CacheRows, kinds_of_outputs
 from ds4export.parity.host_library import open_host_library
-from ds4export.parity.packed_rows import PackedRows, input_kinds, output_kinds
-from ds4export.parity.records import step_feeds
-from ds4export.parity.subject import MAIN, MTP, Half, OpNode, Subject
+from ds4export.parity.packed_rows import input_kinds, output_kinds
+from ds4export.parity.subject import Half, OpNode, Subject
+from ds4export.parity.walked_end_to_end import WalkedEndToEnd
 from ds4export.ptxhost.plugin_host import (
     Buffer,
     HostFaultError,
@@ -35,7 +36,7 @@ from ds4export.ptxhost.plugin_host import (
     SharedBuffer,
 )
 from ds4export.runtime.kv_cache import allocate_state
-from ds4export.runtime.runner import Limits, Runner, StepInputs, StepResult
+from ds4export.runtime.runner import StepResult
 from ds4export.state import cache_kind
 
 Array = NDArray[Any]
@@ -46,50 +47,21 @@ RESULTS = ("logits", "streams")
 SCHEDULE = Schedule(multiprocessors=1)
 
 
-class HostEndToEnd:
-    """Its own runner: nodes in order, state in memory that the host and this process share."""
+class HostEndToEnd(WalkedEndToEnd):
+    """State in memory that the host and this process share."""
 
     def __init__(self, backend: HostBackend, num_slots: int, max_context: int) -> None:
+        super().__init__(backend.subject, num_slots, max_context)
         self._backend, self._host = backend, backend.host
-        manifest = backend.tables
-        self.limits = Limits(manifest.config.vocab_size, num_slots, max_context)
         self.state: dict[str, SharedBuffer] = {}
-        for name, rows in allocate_state(manifest, num_slots, max_context, fill=np.nan).items():
+        pool = allocate_state(backend.tables, num_slots, max_context, fill=np.nan)
+        for name, rows in pool.items():
             self.state[name] = self._host.shared(rows.dtype, rows.shape)
             self.state[name].array[:] = rows
-
-    @property
-    def runner(self) -> Runner:
-        return self
-
-    @property
-    def has_mtp(self) -> bool:
-        return MTP in self._backend.subject.graphs
-
-    def step(
-        self, inputs: StepInputs, *, want_logits: bool = True, streams_in: Any = None
-    ) -> StepResult:
-        """Run the main graph; without logits the head still runs, for no row.
-
-        Raises:
-            RuntimeInputError: the range of layers needs streams and has none, or the other way round.
-            ParityError: a plugin refuses, or its kernel ends the host.
-        """
-        wanted = inputs if want_logits else inputs.without_logits()
-        feeds: dict[str, Any] = {**step_feeds(wanted, "ids")}
-        if streams_in is not None:
-            feeds["streams_in"] = streams_in
-        result = self._run(MAIN, feeds)
-        return result if want_logits else StepResult(None, result.streams)
-
-    def mtp_step(self, inputs: StepInputs, streams: Any) -> StepResult:
-        """Run the MTP graph; raises as `step`."""
-        return self._run(MTP, {**step_feeds(inputs, "next_ids"), "streams": streams})
 
     def _run(self, graph: str, feeds: Mapping[str, Any]) -> StepResult:
         infos = self._backend.subject.manifest.graphs[graph]
         known = {i.name for i in infos.inputs}
-        _check_streams(known, feeds)
         given = {n: v for n, v in feeds.items() if n in known}
         with self._backend.blaming(f"{graph} graph"):
             walk = Walk(self._backend, self._host, given | self.state)
@@ -107,29 +79,16 @@ class HostEndToEnd:
             self.state[name].array[:] = rows
 
     def read_state(self, name: str) -> Array:
-        return self._backend.unpacked(self.state[name].array.copy(), cache_kind(name))
+        return self._backend.rows.unpack(self.state[name].array.copy(), cache_kind(name))
 
     def write_state(self, name: str, slot: int, rows: Array) -> None:
-        self.state[name].array[slot] = self._backend.packed(rows, cache_kind(name), name)
+        self.state[name].array[slot] = self._backend.rows.pack(rows, cache_kind(name), name)
 
     def streams(self, result: Any) -> Array:
         return self._host.read(result)
 
     def close(self) -> None:
         self.state.clear()
-
-
-def _check_streams(known: set[str], feeds: Mapping[str, Any]) -> None:
-    wanted, given = "streams_in" in known, "streams_in" in feeds
-    if wanted != given:
-        raise RuntimeInputError(
-            "the streams of the layers before are missing"
-            if wanted
-            else "streams are given to a range that begins with the first layer",
-            where="`streams_in`",
-            found="streams" if given else "nothing",
-            expected="`streams` of the step before" if wanted else "nothing",
-        )
 
 
 class HostBackend:
@@ -148,7 +107,7 @@ class HostBackend:
                 hint="export it with --numerics official, or verify it with --backend onnxruntime",
             )
         self.tables = with_cache(manifest, cache)
-        self._rows = PackedRows(manifest.config) if cache == PACKED else None
+        self.rows = CacheRows(manifest.config, cache)
         self._library = open_host_library()
         self._running: PluginHost | None = None
         self._fixed: dict[tuple[str, str], Buffer] = {}
@@ -174,50 +133,36 @@ class HostBackend:
 
     def run_op(self, node: OpNode, inputs: Sequence[Array]) -> list[Array]:
         given = [
-            self.fixed(node.graph, name) or self.packed(array, kind, name)
+            self.fixed(node.graph, name) or self.rows.pack(array, kind, name)
             for name, array, kind in zip(node.inputs, inputs, input_kinds(node), strict=True)
         ]
         with self.blaming(node.path):
             made = self.host.run(job_of(node, given))
-        return [self.unpacked(a, kind) for a, kind in zip(made, output_kinds(node), strict=True)]
+        kinds = output_kinds(node)
+        return [self.rows.unpack(a, kind) for a, kind in zip(made, kinds, strict=True)]
 
     def run_half(self, half: Half, inputs: Sequence[Array]) -> list[Array]:
         fed = zip(half.inputs, inputs, strict=True)
         feeds = {n: array for n, array in fed if self.fixed(half.graph, n) is None}
-        feeds = self._packed_feeds(feeds)
+        feeds = self.rows.pack_feeds(feeds)
         nodes = self.subject.graphs[half.graph].nodes
         with self.blaming(half.path):
             walk = Walk(self, self.host, feeds)
             walk.run([n for n in nodes if n.path.startswith(f"{half.path}/")])
             made = [self.host.read(walk.values[name]) for name in half.outputs]
-        return [self.unpacked(a, cache_kind(n)) for n, a in zip(half.outputs, made, strict=True)]
+        return [self.rows.unpack(a, cache_kind(n)) for n, a in zip(half.outputs, made, strict=True)]
 
     def trace(
         self, graph: str, feeds: Mapping[str, Array], taps: Sequence[str]
     ) -> dict[str, Array]:
         names = {i.name for i in self.subject.manifest.graphs[graph].inputs}
         nodes = self.subject.graphs[graph].nodes
-        fed = self._packed_feeds({n: v for n, v in feeds.items() if n in names})
-        kinds = {n: kind for o in nodes for n, kind in zip(o.outputs, output_kinds(o), strict=True)}
+        fed = self.rows.pack_feeds({n: v for n, v in feeds.items() if n in names})
+        kinds = kinds_of_outputs(nodes)
         with self.blaming(f"{graph} graph"):
             walk = Walk(self, self.host, fed, taps)
             walk.run(nodes)
-        return {name: self.unpacked(walk.tapped[name], kinds[name]) for name in taps}
-
-    def packed(self, rows: Array, kind: str | None, where: object) -> Array:
-        """Rows as the plugins take them: those of a cache are packed where this back end has packed caches.
-
-        Raises:
-            ParityError: rows that packing would change.
-        """
-        return rows if self._rows is None or kind is None else self._rows.pack(rows, kind, where)
-
-    def unpacked(self, rows: Array, kind: str | None) -> Array:
-        """The inverse of `packed`."""
-        return rows if self._rows is None or kind is None else self._rows.unpack(rows, kind)
-
-    def _packed_feeds(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        return {n: self.packed(a, cache_kind(n), n) for n, a in feeds.items()}
+        return {name: self.rows.unpack(walk.tapped[name], kinds[name]) for name in taps}
 
     def fixed(self, graph: str, name: str) -> Buffer | None:
         """The buffer of a weight, on the bytes of its file, or of a constant; None for anything else."""

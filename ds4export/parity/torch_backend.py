@@ -13,45 +13,26 @@ from numpy.typing import NDArray
 
 from ds4export.model.weights import array_from_tensor, tensor_from_array
 from ds4export.ops import ALL_OPS
-from ds4export.parity.records import step_feeds
 from ds4export.parity.reference import call_reference
-from ds4export.parity.subject import MAIN, MTP, Half, OpNode, Subject
+from ds4export.parity.subject import Half, OpNode, Subject
+from ds4export.parity.walked_end_to_end import WalkedEndToEnd
 from ds4export.runtime.kv_cache import allocate_state
-from ds4export.runtime.runner import Limits, Runner, StepInputs, StepResult
+from ds4export.runtime.runner import StepResult
 
 Array = NDArray[Any]
 
 
-class TorchEndToEnd:
-    """Its own runner: the main and the MTP graph, node by node."""
+class TorchEndToEnd(WalkedEndToEnd):
+    """State in arrays, replaced by each step."""
 
     def __init__(self, backend: TorchBackend, num_slots: int, max_context: int) -> None:
+        super().__init__(backend.subject, num_slots, max_context)
         self.backend, manifest = backend, backend.subject.manifest
-        self.limits = Limits(manifest.config.vocab_size, num_slots, max_context)
         self.state = allocate_state(manifest, num_slots, max_context, fill=np.nan)
 
-    @property
-    def runner(self) -> Runner:
-        return self
-
-    @property
-    def has_mtp(self) -> bool:
-        return MTP in self.backend.subject.graphs
-
-    def step(
-        self, inputs: StepInputs, *, want_logits: bool = True, streams_in: Any = None
-    ) -> StepResult:
-        feeds = step_feeds(inputs, "ids")
-        if streams_in is not None:
-            feeds["streams_in"] = streams_in
-        return self._run(MAIN, feeds)
-
-    def mtp_step(self, inputs: StepInputs, streams: Any) -> StepResult:
-        return self._run(MTP, step_feeds(inputs, "next_ids") | {"streams": streams})
-
-    def _run(self, graph: str, feeds: dict[str, Array]) -> StepResult:
+    def _run(self, graph: str, feeds: Mapping[str, Array]) -> StepResult:
         names = [o.name for o in self.backend.subject.manifest.graphs[graph].outputs]
-        out = self.backend.trace(graph, feeds | self.state, names)
+        out = self.backend.trace(graph, {**feeds, **self.state}, names)
         self.state |= {n.removesuffix("_out"): v for n, v in out.items() if n.startswith("state.")}
         return StepResult(out.get("logits"), out.get("streams"))
 
