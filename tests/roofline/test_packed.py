@@ -93,7 +93,7 @@ def test_rows_of_a_decode_step_at_a_million_tokens() -> None:
     # The new row is read in bf16 and written packed; it is no state yet when it is attended to.
     append = attend["attention_csa"]["append"]
     assert (append.state, append.loaded) == (584, 1024 + 584)
-    assert append.again == ((1024, 1024),)
+    assert append.again == ((1024.0, 1024.0),)
     score = kernels_of(FLASH, "indexer_topk", chunk)["score"]
     assert score.state == 262_144 * 68
     assert score.loaded == score.blocks * 64 * 128 * 2 + 262_144 * 68  # a block reads the query
