@@ -47,6 +47,13 @@ ROW_FAULTS = (
     ("kv_row", "a lower floor", _E4M3, "1e-4f", "1e-10f"),
     (
         "kv_row",
+        "a scale one power too large",
+        _E4M3,
+        "+ ((ratio & 0x7fffffu) != 0);",
+        "+ ((ratio & 0x7fffffu) != 0) + 1;",
+    ),
+    (
+        "kv_row",
         "mean over another width",
         _ROW,
         "static_cast<float>(width) + eps",
