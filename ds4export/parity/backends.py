@@ -1,17 +1,20 @@
 """What a back end under test must offer, and the table of those that exist.
 
-Owns the protocol and the names. Refuses an unknown name, and one whose packages are missing, with what to install.
+Owns the protocol and the names. Refuses an unknown name, one whose packages are missing, with what to install, and
+packed caches where a back end has native ones only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
+from ds4export.engine.cache_layout import NATIVE, PACKED
 from ds4export.errors import RuntimeInputError, ToolchainError
 from ds4export.parity.subject import Half, OpNode, Subject
 from ds4export.runtime.runner import Runner
@@ -84,10 +87,10 @@ def _torch(subject: Subject) -> Backend:
     return TorchBackend(subject)
 
 
-def _plugins(subject: Subject) -> Backend:
+def _plugins(subject: Subject, cache: str = NATIVE) -> Backend:
     from ds4export.parity.host_backend import HostBackend
 
-    return HostBackend(subject)
+    return HostBackend(subject, cache)
 
 
 def _check_plugins() -> None:
@@ -110,10 +113,14 @@ def _needs(module: str, install: str) -> Callable[[], None]:
 
 @dataclass(frozen=True)
 class Offer:
-    """One back end: `check` refuses a machine that lacks what it needs, `make` puts it over an opened artefact."""
+    """One back end: `check` refuses a machine that lacks what it needs, `make` puts it over an opened artefact.
+
+    `make_packed` likewise, with packed caches, where it can have them.
+    """
 
     check: Callable[[], None]
     make: Callable[[Subject], Backend]
+    make_packed: Callable[[Subject], Backend] | None = None
 
 
 def _torch_cuda(subject: Subject) -> Backend:
@@ -134,19 +141,19 @@ def _tensorrt(name: str) -> Offer:
 
         check_machine(name)
 
-    def make(subject: Subject) -> Backend:
+    def make(subject: Subject, cache: str = NATIVE) -> Backend:
         from ds4export.parity.tensorrt_backend import tensorrt_backend
 
-        return tensorrt_backend(subject, name)
+        return tensorrt_backend(subject, name, cache)
 
-    return Offer(check, make)
+    return Offer(check, make, partial(make, cache=PACKED))
 
 
 DEFAULT = "onnxruntime"
 BACKENDS: dict[str, Offer] = {
     "onnxruntime": Offer(_needs("onnxruntime", "pip install 'ds4export[cpu]'"), _onnxruntime),
     "torch": Offer(_needs("torch", "pip install torch"), _torch),
-    "plugins-on-host": Offer(_check_plugins, _plugins),
+    "plugins-on-host": Offer(_check_plugins, _plugins, partial(_plugins, cache=PACKED)),
     "torch-cuda": Offer(_check_torch_cuda, _torch_cuda),
     "onnxruntime-cuda": Offer(_check_onnxruntime_cuda, _onnxruntime_cuda),
     "tensorrt-rtx": _tensorrt("tensorrt-rtx"),
@@ -154,20 +161,29 @@ BACKENDS: dict[str, Offer] = {
 }
 
 
-def check_backend(name: str) -> None:
+def check_backend(name: str, cache: str = NATIVE) -> None:
     """Refuse a name that cannot work, before any work starts.
 
     Raises:
-        RuntimeInputError: the name is unknown.
+        RuntimeInputError: the name is unknown, or the back end has no caches of that layout.
         ToolchainError: the back end is not available here.
     """
-    if name in BACKENDS:
-        BACKENDS[name].check()
-        return
-    raise RuntimeInputError("unknown --backend", found=name, expected=", ".join(BACKENDS))
+    if name not in BACKENDS:
+        raise RuntimeInputError("unknown --backend", found=name, expected=", ".join(BACKENDS))
+    if cache != NATIVE and BACKENDS[name].make_packed is None:
+        raise RuntimeInputError(
+            f"the back end `{name}` has no {cache} caches: it computes on bf16 rows",
+            found=f"--cache {cache}",
+            expected="a back end of plugins: "
+            + ", ".join(n for n, offer in BACKENDS.items() if offer.make_packed is not None),
+        )
+    BACKENDS[name].check()
 
 
-def open_backend(name: str, subject: Subject) -> Backend:
-    """A back end over an opened artefact; raises as `check_backend`."""
-    check_backend(name)
-    return BACKENDS[name].make(subject)
+def open_backend(name: str, subject: Subject, cache: str = NATIVE) -> Backend:
+    """A back end over an opened artefact, its caches in that layout; raises as `check_backend`."""
+    check_backend(name, cache)
+    offer = BACKENDS[name]
+    make = offer.make if cache == NATIVE else offer.make_packed
+    assert make is not None, "checked above"
+    return make(subject)

@@ -1,7 +1,7 @@
-"""Does an engine belong to this artefact, this library, this TensorRT and this GPU? Decided before anything is loaded.
+"""Does an engine belong to this artefact, and to the back end that was asked for? Decided before anything is loaded.
 
-Owns what is compared beyond `engine.reader`, which checks an engine folder by itself. Refuses any difference with both
-sides named.
+Owns what is compared beyond `engine.reader`, which checks an engine folder by itself and against library, TensorRT and
+GPU. Refuses any difference with both sides named.
 """
 
 from __future__ import annotations
@@ -12,12 +12,8 @@ from ds4export.artefact import Artefact
 from ds4export.artefact.manifest import GraphInfo
 from ds4export.engine.cache_layout import with_cache
 from ds4export.engine.manifest import EngineManifest
-from ds4export.engine.reader import Engine, check_machine
-from ds4export.engine.tensorrt import ENTERPRISE
+from ds4export.engine.reader import Engine
 from ds4export.errors import ArtefactError, ToolchainError
-
-# What an engine of TensorRT's own names as its GPU: the one it was built on.
-THIS_GPU = "this GPU"
 
 
 def check_source(engine: Engine, artefact: Artefact) -> None:
@@ -90,20 +86,6 @@ def check_flavour(engine: Engine, backend: str) -> None:
             expected=backend,
             hint=f"use --backend {engine.manifest.flavour}, or build with --target {backend}",
         )
-
-
-def check_gpu(engine: Engine, flavour: str, version: str, architecture: str) -> None:
-    """TensorRT's version and the GPU are those of the engine.
-
-    An engine of enterprise TensorRT names no architecture but the machine it was built on: only its version is
-    compared here, TensorRT itself refuses a foreign GPU when it reads the plan.
-
-    Raises:
-        ToolchainError: one of them differs.
-    """
-    named = engine.manifest.targets
-    anonymous = flavour == ENTERPRISE and named == (THIS_GPU,)
-    check_machine(engine, flavour, version, THIS_GPU if anonymous else architecture)
 
 
 def _short(digest: str) -> str:

@@ -17,14 +17,14 @@ from pathlib import Path
 from ds4export.artefact import Artefact
 from ds4export.engine.cache_layout import with_cache
 from ds4export.engine.plugins import check_ops, find_library
-from ds4export.engine.reader import Engine, check_library, open_engine
+from ds4export.engine.reader import Engine, check_library, check_machine, open_engine
 from ds4export.engine.tensorrt import open_flavour
 from ds4export.errors import RuntimeInputError
 from ds4export.runtime.cuda_device import open_cuda_device
 from ds4export.runtime.device_memory import check_memory
 from ds4export.runtime.kv_cache import state_specs
 from ds4export.runtime.trt_binding import PlanShape, check_pool, memory_of, plan_bindings
-from ds4export.runtime.trt_checks import check_flavour, check_gpu, check_source
+from ds4export.runtime.trt_checks import check_flavour, check_source
 from ds4export.runtime.trt_library import shared_library
 from ds4export.runtime.trt_plan import PlanReader
 from ds4export.runtime.trt_runner import PlanSource, TrtRunner
@@ -91,7 +91,7 @@ def _load(
     flavour = open_flavour(manifest.flavour)
     device = open_cuda_device()
     stack.callback(device.close)
-    check_gpu(engine, flavour.name, flavour.version, device.facts.architecture)
+    check_machine(engine, flavour.name, flavour.version, device.facts.architecture)
     shapes = {n: PlanShape(g.tensors, g.profiles) for n, g in manifest.graphs.items()}
     _check_fits(
         artefact, shapes, num_slots, max_context, device.free_bytes(), device.facts.total_bytes

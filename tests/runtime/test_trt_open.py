@@ -25,7 +25,7 @@ from ds4export.engine.plan import PlanBuilder
 from ds4export.engine.plugins import identify
 from ds4export.engine.profile import Sizes
 from ds4export.engine.reader import Engine, open_engine
-from ds4export.engine.tensorrt import RTX, Flavour, open_flavour
+from ds4export.engine.tensorrt import ENTERPRISE, RTX, Flavour, open_flavour
 from ds4export.errors import (
     ArtefactError,
     CapacityError,
@@ -334,16 +334,22 @@ def test_a_plan_with_other_tensors_than_the_manifest(
     assert machine.module.get_plugin_registry().loaded == []
 
 
-def test_enterprise_engines_name_no_gpu(library: Path, built_with: Flavour, tmp_path: Path) -> None:
-    """TensorRT refuses a foreign plan itself; its version is compared here."""
-    from ds4export.runtime.trt_checks import THIS_GPU, check_gpu
-
-    own = replace(built_with, name="tensorrt", version="10.16")
-    folder = write_engine(tmp_path / "e", library, own, (THIS_GPU,))
-    engine = open_engine(folder)
-    check_gpu(engine, "tensorrt", "10.16", "SM90")
-    with pytest.raises(ToolchainError, match="another TensorRT"):
-        check_gpu(engine, "tensorrt", "10.17", "SM90")
+def test_enterprise_engines_are_for_the_gpu_they_were_built_on(
+    library: Path, built_with: Flavour, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = replace(built_with, name=ENTERPRISE, version="10.16")
+    folder = write_engine(tmp_path / "e", library, own, ("SM90",))
+    monkeypatch.setattr(trt_open, "open_flavour", lambda _: own)
+    monkeypatch.setattr(trt_open, "open_cuda_device", open_device)
+    monkeypatch.setenv("DS4_HOST_CAPABILITY", "90")
+    opened(folder, library, backend=ENTERPRISE).close()
+    monkeypatch.setenv("DS4_HOST_CAPABILITY", "100")
+    error = refused(ToolchainError, "another GPU", folder, library, backend=ENTERPRISE)
+    assert (error.found, error.expected) == ("SM100", "SM90")
+    monkeypatch.setenv("DS4_HOST_CAPABILITY", "90")
+    monkeypatch.setattr(trt_open, "open_flavour", lambda _: replace(own, version="10.17"))
+    error = refused(ToolchainError, "another TensorRT", folder, library, backend=ENTERPRISE)
+    assert (error.found, error.expected) == ("tensorrt 10.17", "tensorrt 10.16")
 
 
 @pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="this machine has a GPU")
