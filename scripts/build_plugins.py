@@ -2,7 +2,7 @@
 
     python scripts/build_plugins.py [--architectures 80 90 ...]
 
-What this machine lacks (nvcc, cuobjdump, TensorRT's headers) is installed from the package index into build/toolchain
+What this machine lacks (CMake, ninja, nvcc, cuobjdump, TensorRT's headers) is installed from the package index into build/toolchain
 first. Prints the library, its size and the time.
 """
 
@@ -19,6 +19,7 @@ from ds4export.ptxhost.toolchain import (
     CUDA_PACKAGES,
     PACKAGES,
     PLUGINS,
+    builders,
     find_toolchain,
     missing,
 )
@@ -51,12 +52,14 @@ def build(architectures: tuple[str, ...]) -> None:
     if (CUDA_PACKAGES / "lib").is_dir():
         make_links()
     tools = find_toolchain()
+    cmake, ninja = builders()
     fat = tuple(architectures) == ARCHITECTURES
     folder = BUILD / ("plugins" if fat else "plugins-" + "-".join(architectures))
     start = time.monotonic()
     subprocess.run(
         [
-            *("cmake", "-S", PLUGINS, "-B", folder, "-G", "Ninja"),
+            *(cmake, "-S", PLUGINS, "-B", folder, "-G", "Ninja"),
+            f"-DCMAKE_MAKE_PROGRAM={ninja}",
             f"-DDS4_ARCHITECTURES={';'.join(architectures)}",
             f"-DCMAKE_CUDA_COMPILER={tools.nvcc}",
             f"-DTENSORRT_INCLUDE_DIR={tools.tensorrt_include}",
@@ -64,7 +67,7 @@ def build(architectures: tuple[str, ...]) -> None:
         check=True,
         stdout=subprocess.DEVNULL,
     )
-    subprocess.run(["ninja", "-C", folder, "-j", "2"], check=True, stdout=sys.stderr)
+    subprocess.run([ninja, "-C", folder, "-j", "2"], check=True, stdout=sys.stderr)
     for library in sorted(folder.glob("libds4plugins*.so")):
         size = library.stat().st_size / 1e6
         print(

@@ -1,4 +1,4 @@
-"""Where the compiler, cuobjdump and TensorRT's headers are: installed ones first, then those from the package index.
+"""Where the compiler, CMake, ninja, cuobjdump and TensorRT's headers are: installed ones first, then those from the package index.
 
 Owns the search and its refusal. Installing is the business of scripts/build_plugins.py.
 """
@@ -18,6 +18,7 @@ PLUGINS = REPOSITORY / "plugins"
 BUILD = REPOSITORY / "build"
 PACKAGES = BUILD / "toolchain"  # filled by pip --target, see plugins/toolchain.txt
 CUDA_PACKAGES = PACKAGES / "nvidia" / "cu13"
+_PACKAGED = {"cmake": PACKAGES / "cmake/data/bin/cmake", "ninja": PACKAGES / "bin/ninja"}
 
 
 @dataclass(frozen=True)
@@ -44,15 +45,24 @@ def find_toolchain() -> Toolchain:
     )
 
 
+def builders() -> tuple[Path, Path]:
+    """CMake and ninja."""
+    return _program("cmake", "CMake"), _program("ninja", "ninja")
+
+
 def missing() -> list[str]:
-    """Which of the two requirement files of plugins/ must be installed: the compiler, the tools and headers."""
-    compiler = [] if _found("nvcc") else ["compiler.txt"]
+    """Which requirement files of plugins/ must be installed: the builders, the compiler, the tools and headers."""
     headers = any((f / "NvInfer.h").is_file() for f in _tensorrt_folders())
-    return compiler + ([] if headers and _found("cuobjdump") else ["toolchain.txt"])
+    there = {
+        "builders.txt": _found("cmake") and _found("ninja"),
+        "compiler.txt": _found("nvcc"),
+        "toolchain.txt": headers and _found("cuobjdump"),
+    }
+    return [name for name, found in there.items() if not found]
 
 
 def _found(name: str) -> Path | None:
-    packaged = CUDA_PACKAGES / "bin" / name
+    packaged = _PACKAGED.get(name, CUDA_PACKAGES / "bin" / name)
     if packaged.is_file():
         packaged.chmod(packaged.stat().st_mode | 0o111)
     installed = shutil.which(name)
@@ -65,7 +75,7 @@ def _program(name: str, what: str) -> Path:
         return path
     raise ToolchainError(
         f"`{name}` is not installed",
-        where=f"PATH and {CUDA_PACKAGES / 'bin'}",
+        where=f"PATH and {PACKAGES}",
         expected=what,
         hint="`make plugins` installs it from the package index",
     )

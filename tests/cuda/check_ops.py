@@ -17,7 +17,7 @@ from ds4export.ops._define import Case, OpDef
 from ds4export.parity.reference import call_reference
 from tests.cuda.cases import arguments_of
 from tests.cuda.judge import Finding, judge
-from tests.plugins.packed_cases import assert_as_native, is_packed
+from tests.plugins.packed_cases import assert_as_native, is_packed, same_bits
 
 MOST_WRONG = 5
 
@@ -112,14 +112,3 @@ def _repeated(
         for name, first, second in zip(op.outputs, got, again, strict=True)
         if not same_bits(first.cpu(), second.cpu())
     ]
-
-
-def same_bits(a: Tensor, b: Tensor) -> bool:
-    """Equality in which NaN equals the same NaN and 0 is not −0."""
-    if a.shape != b.shape or a.dtype != b.dtype:
-        return False
-    return torch.equal(_bits(a), _bits(b))
-
-
-def _bits(tensor: Tensor) -> Tensor:
-    return tensor.contiguous().reshape(-1).view(torch.uint8)

@@ -17,9 +17,9 @@ from ds4export.roofline.step import step_ops
 from ds4export.runtime.runner import StepInputs
 from ds4export.runtime.torch_runner import TorchRunner
 from tests.cuda.cases import arguments_of
-from tests.cuda.check_ops import same_bits
 from tests.cuda.judge import judge, run_failure
 from tests.cuda.timings import known_device, matched, seeded_model, three_layers
+from tests.plugins.packed_cases import same_bits
 
 
 def call_of(name: str, number: int = 0) -> Call:
