@@ -15,7 +15,6 @@ from ds4export.engine.profile import profiles_of, sizes_of_artefact, state_bytes
 from ds4export.engine.recipe import Recipe, check_recipe_fits, check_state_fits, load_recipe
 from ds4export.engine.tensorrt import RTX_TARGETS
 from ds4export.errors import ConfigError
-from ds4export.state import F32, PACKED_STATE, StateSpec, layer_state, packed_row_bytes
 from tests.kit.artefacts import checkpoint_of, exported
 
 ENGINES = Path(__file__).parents[2] / "engines"
@@ -45,16 +44,10 @@ def test_recipe_is_sound(name):
     assert recipe.cache == (PACKED if name in ("flash", "pro") else NATIVE)
 
 
-SOME = [
-    pytest.param("nano", 0),
-    pytest.param("tiny", 0),
-    pytest.param("flash-slice", 0),
-    *(pytest.param("flash", part, marks=pytest.mark.slow) for part in range(2)),
-    *(pytest.param("pro", part, marks=pytest.mark.slow) for part in range(11)),
-]
+PARTS = [(name, n) for name, path in RECIPES.items() for n in range(len(load_recipe(path).parts))]
 
 
-@pytest.mark.parametrize(("name", "number"), SOME)
+@pytest.mark.parametrize(("name", "number"), PARTS)
 def test_sums_are_those_of_the_graphs(name, number):
     recipe, config = load_recipe(RECIPES[name]), config_of(name)
     part = recipe.parts[number]
@@ -62,30 +55,6 @@ def test_sums_are_those_of_the_graphs(name, number):
     infos = [graph_info(model) for model in graphs.values()]
     assert weight_bytes(graphs.values()) == part.weight_bytes
     assert state_bytes(infos, config, recipe.sizes()) == part.state_bytes
-
-
-def row_bytes(spec: StateSpec, config, cache: str) -> int:
-    if spec.dtype == F32:
-        return 4 * spec.width
-    if cache == NATIVE:
-        return 2 * spec.width
-    return packed_row_bytes(PACKED_STATE[spec.name], spec.width, config.qk_rope_head_dim)
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_state_of_every_part_is_that_of_the_table(name):
-    """Without graphs, so for all parts at once: rows of the table of state times their bytes."""
-    recipe, config = load_recipe(RECIPES[name]), config_of(name)
-    depth = config.num_hidden_layers
-    for part in recipe.parts:
-        layers = [*range(*part.layers)]
-        if part.layers[1] == depth:
-            layers += range(depth, depth + config.num_nextn_predict_layers)
-        specs = [
-            s for i in layers for s in layer_state(config, config.ratio(i), recipe.max_context)
-        ]
-        rows = sum(spec.rows * row_bytes(spec, config, recipe.cache) for spec in specs)
-        assert part.state_bytes == recipe.max_batch * rows
 
 
 def tight_recipe(folder: Path) -> tuple[Path, Recipe]:
