@@ -2,8 +2,8 @@
 
     python scripts/build_plugins.py [--architectures 80 90 ...]
 
-What this machine lacks (CMake, ninja, nvcc, cuobjdump, TensorRT's headers) is installed from the package index into build/toolchain
-first. Prints the library, its size and the time.
+What this machine lacks (CMake, ninja, nvcc, cuobjdump, TensorRT's headers) is installed from the package index into
+build/toolchain first. Prints the library, its size and the time.
 """
 
 from __future__ import annotations
@@ -42,13 +42,14 @@ def main() -> None:
 
 
 def build(architectures: tuple[str, ...]) -> None:
-    for requirements in missing():
+    if wanted := missing():
         print(
-            f"installing {requirements} into {PACKAGES.relative_to(PACKAGES.parent.parent)}",
+            f"installing {', '.join(wanted)} into {PACKAGES.relative_to(PACKAGES.parent.parent)}",
             file=sys.stderr,
         )
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", PACKAGES]
-        subprocess.run([*pip, "--upgrade", "-r", PLUGINS / requirements], check=True)
+        files = [word for file in wanted for word in ("-r", PLUGINS / file)]
+        subprocess.run([*pip, "--upgrade", *files], check=True)
     if (CUDA_PACKAGES / "lib").is_dir():
         make_links()
     tools = find_toolchain()

@@ -1,4 +1,4 @@
-"""Where the compiler, CMake, ninja, cuobjdump and TensorRT's headers are: installed ones first, then those from the package index.
+"""Where nvcc, CMake, ninja, cuobjdump and TensorRT's headers are: installed ones first, then those of build/toolchain.
 
 Owns the search and its refusal. Installing is the business of scripts/build_plugins.py.
 """
@@ -51,14 +51,22 @@ def builders() -> tuple[Path, Path]:
 
 
 def missing() -> list[str]:
-    """Which requirement files of plugins/ must be installed: the builders, the compiler, the tools and headers."""
-    headers = any((f / "NvInfer.h").is_file() for f in _tensorrt_folders())
-    there = {
-        "builders.txt": _found("cmake") and _found("ninja"),
-        "compiler.txt": _found("nvcc"),
-        "toolchain.txt": headers and _found("cuobjdump"),
+    """The requirement files of plugins/ that must be installed, together: pip replaces the folder that they share.
+
+    Nothing if all is found; else those for the builders, the compiler, and the tools and headers that the machine does
+    not have outside of build/toolchain.
+    """
+    programs = {
+        "builders.txt": ("cmake", "ninja"),
+        "compiler.txt": ("nvcc",),
+        "toolchain.txt": ("cuobjdump",),
     }
-    return [name for name, found in there.items() if not found]
+    headers = [f for f in _tensorrt_folders() if (f / "NvInfer.h").is_file()]
+    if headers and all(_found(name) for names in programs.values() for name in names):
+        return []
+    installed = {file: all(map(shutil.which, names)) for file, names in programs.items()}
+    installed["toolchain.txt"] &= any(PACKAGES not in f.parents for f in headers)
+    return [file for file, is_there in installed.items() if not is_there]
 
 
 def _found(name: str) -> Path | None:
