@@ -1,38 +1,96 @@
-"""A second opinion on the lowering: the bodies of all ops, as TensorRT for RTX reads them without any plugin."""
+"""A second opinion on the lowering: the bodies of all ops, without any plugin, as TensorRT for RTX takes them."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
-import onnxruntime as ort
 import pytest
 
 from ds4export.artefact import open_artefact_folder
-from ds4export.engine.plan import PlanBuilder, lower, read_graph
-from ds4export.engine.standard import standard_graph
+from ds4export.engine.plan import _RECORD, PlanBuilder, lower, read_graph
+from ds4export.engine.profile import DECODE, Sizes, StepShape, profiles_of
+from ds4export.engine.standard import FORMS, standard_graph
 from ds4export.engine.tensorrt import RTX, open_flavour
 from ds4export.errors import ExportError
 from tests.engine.kit import RTX_MISSING, quiet
-from tests.kit.artefacts import exported
+from tests.kit.artefacts import CONTEXT, exported
+
+ONE_TOKEN = Sizes(CONTEXT, 1, {DECODE: StepShape((1, 1, 1), (1, 1, 1))})
 
 
-def graph_of(layers=None) -> Path:
-    opened = open_artefact_folder(exported("tiny-a", official=True, layers=layers))
-    return opened.graph_path("main")
+def tiny_a(layers: tuple[int, int] | None = None) -> Path:
+    return exported("tiny-a", official=True, layers=layers)
 
 
-def test_every_body_is_taken_without_a_plugin():
-    """Parsed, not built: what the builder makes of it stands in docs/log.md."""
+def main_of(folder: Path) -> Path:
+    return open_artefact_folder(folder).graph_path("main")
+
+
+def decode_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """The one shape of every dynamic input: a step of one sequence by one token."""
+    manifest = open_artefact_folder(folder).manifest
+    spans = profiles_of(manifest.graphs["main"], manifest.config, ONE_TOKEN)[DECODE]
+    return {name: most for name, (_, _, most) in spans.items()}
+
+
+def rtx_builder() -> PlanBuilder:
     pytest.importorskip("tensorrt_rtx", reason=RTX_MISSING)
-    path = graph_of()
-    model = standard_graph(read_graph(path))
-    builder = PlanBuilder(open_flavour(RTX), ("SM120",), quiet())
-    network = builder._parse("main", model)
+    return PlanBuilder(open_flavour(RTX), ("SM120",), quiet())
+
+
+def tensors_of(network: Any) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """By name: type and shape of every input and output of a network."""
+    inputs = (network.get_input(i) for i in range(network.num_inputs))
+    outputs = (network.get_output(i) for i in range(network.num_outputs))
+    return {t.name: (t.dtype.name, tuple(t.shape)) for t in (*inputs, *outputs)}
+
+
+def tensors_of_the_plugin_engine(
+    path: Path, shapes: dict[str, tuple[int, ...]]
+) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """The same of the lowered graph, its dimensions those of `shapes`."""
+    graph: Any = lower(read_graph(path)).graph
+    sizes = {
+        str(dim): number
+        for value in graph.inputs
+        if value.name in shapes
+        for dim, number in zip(value.shape, shapes[value.name], strict=True)
+    }
+    return {
+        v.name: (
+            str(v.dtype).replace("BFLOAT16", "BF16"),
+            tuple(d if isinstance(d, int) else sizes[str(d)] for d in v.shape),
+        )
+        for v in (*graph.inputs, *graph.outputs)
+    }
+
+
+def assert_no_plugins(network: Any) -> None:
     kinds = {str(network.get_layer(i).type) for i in range(network.num_layers)}
     assert not [kind for kind in kinds if "PLUGIN" in kind]
+
+
+def test_the_whole_engine_is_built_without_a_plugin():
+    """Built ahead of time for a step of one token, all layers and the head in one engine; not run."""
+    builder = rtx_builder()
+    shapes, path = decode_shapes(tiny_a()), main_of(tiny_a())
+    network = builder._parse("main", standard_graph(read_graph(path), shapes))
+    assert_no_plugins(network)
+    assert tensors_of(network) == tensors_of_the_plugin_engine(path, shapes)
+    plan = builder.builder.build_serialized_network(network, builder._config({}))
+    assert plan is not None, builder.messages.text()
+    content = bytes(plan)
+    assert not _RECORD.search(content)
+    assert all(name.encode() in content for name in shapes)
+
+
+def test_every_body_is_taken_with_its_loops_and_named_dimensions():
+    """Parsed, not built: the builder fails on the loops."""
+    builder, path = rtx_builder(), main_of(tiny_a())
+    network = builder._parse("main", standard_graph(read_graph(path)))
+    assert_no_plugins(network)
     lowered: dict[Any, Any] = {v.name: v for v in lower(read_graph(path)).graph.outputs}
     assert network.num_outputs == len(lowered)
     for output in map(network.get_output, range(network.num_outputs)):
@@ -40,62 +98,31 @@ def test_every_body_is_taken_without_a_plugin():
         assert len(output.shape) == len(lowered[output.name].shape)
 
 
-def moe_alone(path: Path) -> ir.Model:
-    """The first `moe` of the graph with its body: two sequences of three tokens."""
-    model = read_graph(path)
-    node: Any = next(n for n in lower(read_graph(path)).graph if n.op_type == "moe")
-    inputs = [
-        ir.Value(
-            name=v.name,
-            type=v.type,
-            shape=ir.Shape([d if isinstance(d, int) else {"B": 2}.get(str(d), 3) for d in v.shape]),
-        )
-        for v in node.inputs
-    ]
-    new = ir.Node(node.domain, node.op_type, inputs, list(node.attributes.values()))
-    new.outputs[0].name, new.outputs[0].type = "y", node.outputs[0].type
-    body = [f for f in model.functions.values() if f.name == "moe"]
-    opsets = {"": 21, "ds4": 1}
-    graph = ir.Graph(inputs, new.outputs, nodes=[new], opset_imports=opsets, name="moe")
-    return ir.Model(graph, ir_version=10, functions=body)
-
-
-def run_moe(model: ir.Model, feeds: dict[str, np.ndarray]) -> np.ndarray:
-    inputs: Any = model.graph.inputs
-    session = ort.InferenceSession(ir.to_proto(model).SerializeToString())
-    values = {
-        v.name: ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array, v.dtype.value)
-        for v, array in zip(inputs, feeds.values(), strict=True)
-    }
-    return session.run_with_ort_values(["y"], values)[0].numpy()
-
-
-def test_the_dense_moe_computes_the_same():
-    path = graph_of((0, 1))
-    plain, dense = moe_alone(path), moe_alone(path)
-    standard_graph(dense)
-    assert "NonZero" not in {n.op_type for n in dense.graph}
-    inputs: Any = plain.graph.inputs
-    x, weights, indices, packed, scales, rows, _ = inputs
-    rng = np.random.default_rng(0)
-    experts = rows.shape[0]
-    bf16 = rng.standard_normal(tuple(x.shape)).astype(np.float32).view(np.uint32) >> 16
-    feeds: dict[str, Any] = {
-        "x": bf16.astype(np.uint16),
-        "weights": rng.random(tuple(weights.shape)).astype(np.float32),
-        "indices": rng.integers(0, experts, tuple(indices.shape)),
-        "packed": rng.integers(-128, 128, tuple(packed.shape)).astype(np.int8),
-        "scales": rng.integers(118, 124, tuple(scales.shape)).astype(np.int8),
-        "rows": np.arange(experts),
-        "num_new": np.array([3, 1]),  # the second sequence has two tokens of padding
-    }
-    expected, found = run_moe(plain, feeds), run_moe(dense, feeds)
-    assert np.count_nonzero(expected)
-    assert np.array_equal(found, expected)
-
-
 def test_a_graph_without_its_bodies_is_refused():
-    path = graph_of((0, 1))
     with pytest.raises(ExportError, match="no body of standard operators") as caught:
-        standard_graph(lower(read_graph(path)))
+        standard_graph(lower(read_graph(main_of(tiny_a((0, 1))))))
     assert "moe" in caught.value.found
+
+
+def test_an_input_without_a_fixed_shape_is_refused():
+    with pytest.raises(ExportError, match="`ids` has no fixed shape") as caught:
+        standard_graph(read_graph(main_of(tiny_a((0, 1)))), {})
+    assert "B" in caught.value.found
+
+
+def test_a_loop_that_hangs_on_values_is_refused(monkeypatch: pytest.MonkeyPatch):
+    """As the loop of `moe` over the experts that are used."""
+    monkeypatch.delitem(FORMS, "moe")
+    shapes = decode_shapes(tiny_a((0, 1)))
+    with pytest.raises(ExportError, match="number of iterations hangs on values"):
+        standard_graph(read_graph(main_of(tiny_a((0, 1)))), shapes)
+
+
+def test_no_loop_and_no_float8_cast_is_left():
+    shapes = decode_shapes(tiny_a((0, 1)))
+    graph = standard_graph(read_graph(main_of(tiny_a((0, 1)))), shapes).graph
+    assert not [n.name for n in graph if n.op_type in ("Loop", "NonZero")]
+    float8 = {ir.DataType.FLOAT8E4M3FN.value}
+    casts = [n for n in graph if n.op_type == "Cast"]
+    assert casts
+    assert not [n.name for n in casts if n.attributes["to"].as_int() in float8]
