@@ -16,7 +16,7 @@ from ds4export.artefact.manifest import STATE, WEIGHT
 from ds4export.engine.plan import read_graph
 from ds4export.engine.standard import FORMS, standard_graph
 from ds4export.onnx_names import DOMAIN
-from ds4export.ops._body import OPSET, BodyOptions
+from ds4export.ops._body import E4M3, OPSET, Body, BodyOptions
 from ds4export.ops._define import Case, OpDef
 from ds4export.runtime.onnx_runner import OnnxRunner
 from ds4export.runtime.ort_values import numpy_value, ort_value
@@ -87,6 +87,27 @@ def test_an_op_in_standard_operators_gives_what_its_body_gives(
     bound = op.tolerance.official if options.official else op.tolerance.float32
     for name, got in live_rows(call, made).items():
         assert_close(got, want[name], relative=bound, what=name)
+
+
+def test_rounding_through_float8_is_that_of_the_casts():
+    """Every e4m3 value, every middle between two, and a little to either side of it: in all binades, NaN too."""
+    codes = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float32)
+    values = np.sort(codes[np.isfinite(codes)])
+    middles = (values[1:] + values[:-1]) / 2
+    x = np.concatenate([values, middles, middles * 1.001, middles * 0.999, [np.nan]])
+    x = x.astype(np.float32).clip(-448, 448)
+    body = Body(BodyOptions(official=True))
+    start = body.input("x", ir.DataType.FLOAT)
+    start.value.type, start.value.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(x.shape)
+    made = start.cast(E4M3).cast(ir.DataType.FLOAT)
+    made.value.type = ir.TensorType(ir.DataType.FLOAT)
+    graph = ir.Graph(
+        [start.value], [made.value], nodes=body.nodes, name="casts", opset_imports={"": OPSET}
+    )
+    model = standard_graph(ir.Model(graph, ir_version=IR_VERSION), {})
+    assert {n.op_type for n in model.graph} == {"Constant", "QuantizeLinear", "DequantizeLinear"}
+    (got,) = session_of(model).run(None, {"x": x})
+    assert np.array_equal(got, x.astype(ml_dtypes.float8_e4m3fn).astype(np.float32), equal_nan=True)
 
 
 def test_a_step_of_the_whole_graph_is_that_of_the_artefact():
