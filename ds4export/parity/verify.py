@@ -10,7 +10,7 @@ from pathlib import Path
 from ds4export.artefact import Artefact, open_artefact_folder
 from ds4export.engine.cache_layout import NATIVE, PACKED, check_cache
 from ds4export.errors import RuntimeInputError
-from ds4export.parity.backends import DEFAULT, Backend, check_backend, open_backend
+from ds4export.parity.backends import DEFAULT, check_backend, open_backend
 from ds4export.parity.layer_run import LayerRun, check_layers, layer_ops
 from ds4export.parity.levels import Levels
 from ds4export.parity.op_level import NUM_FLOORS
@@ -23,8 +23,6 @@ from ds4export.parity.subject import MAIN, MTP, Subject
 from ds4export.parity.vectors import VectorTally, check_vectors
 from ds4export.parity.whole_run import WholeRun
 from ds4export.report import Reporter, format_count
-
-PACKED_BACKEND = "plugins-on-host"  # the one that can be told how its caches are kept
 
 
 @dataclass(frozen=True)
@@ -68,13 +66,7 @@ def verify_artefact(path: Path, options: VerifyOptions, reporter: Reporter) -> R
 def _checked(options: VerifyOptions) -> Path | None:
     """Refuse options that do not go together, before any work; returns the folder of vectors."""
     check_cache(options.cache)
-    if options.cache != NATIVE and options.backend != PACKED_BACKEND:
-        raise RuntimeInputError(
-            f"--cache {options.cache} needs --backend {PACKED_BACKEND}: no other back end runs one op on packed caches",
-            found=options.backend,
-            expected=PACKED_BACKEND,
-        )
-    check_backend(options.backend)
+    check_backend(options.backend, options.cache)
     if options.dump is not None and options.vectors is None:
         raise RuntimeInputError(
             "--dump needs recorded inputs to start from", hint="add --vectors DIR"
@@ -82,15 +74,6 @@ def _checked(options: VerifyOptions) -> Path | None:
     if options.vectors is not None and options.layers is not None:
         raise RuntimeInputError("--vectors needs the whole model", hint="leave --layers out")
     return options.vectors
-
-
-def _open_backend(options: VerifyOptions, subject: Subject) -> Backend:
-    if options.cache == NATIVE:
-        return open_backend(options.backend, subject)
-    # not at the top: only this back end needs the plugin host
-    from ds4export.parity.host_backend import HostBackend
-
-    return HostBackend(subject, options.cache)
 
 
 class Verification:
@@ -104,7 +87,7 @@ class Verification:
         if options.layers is not None:
             check_layers(path, options.layers, self.available)
         self.subject = Subject(self.artefact)
-        self.backend = _open_backend(options, self.subject)
+        self.backend = open_backend(options.backend, self.subject, options.cache)
         self.checkpoint = open_reference_checkpoint(self.artefact, options.checkpoint)
         scenario = make_scenario(
             self.manifest.config, self._ratios(), seed=options.seed, late=options.late

@@ -15,6 +15,7 @@ import pytest
 
 from ds4export.artefact import open_artefact_folder
 from ds4export.artefact.manifest import STATE
+from ds4export.engine.cache_layout import LAYOUTS, NATIVE
 from ds4export.engine.tensorrt import RTX, open_flavour
 from ds4export.errors import ExportError, ParityError, ToolchainError
 from ds4export.model.weights import array_from_tensor
@@ -35,6 +36,8 @@ from ds4export.parity.torch_backend import TorchBackend
 from ds4export.runtime.kv_cache import allocate_state
 from tests.engine.kit import RTX_MISSING, shells
 from tests.kit.artefacts import exported, quiet
+from tests.runtime import trt_standin
+from tests.runtime.test_trt_open import in_either
 from tests.runtime.trt_kit import assert_same_bits, flavour, open_device, without_mark
 
 NAME = "tiny-base"
@@ -237,17 +240,19 @@ def test_parts_are_built_by_the_real_tensorrt(
 
 
 @pytest.mark.slow
-def test_a_whole_verification_passes(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("cache", LAYOUTS)
+def test_a_whole_verification_passes(
+    library: Path, cache: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`verify` over the stand-ins: every level, every step, coverage."""
     machine = Machine(flavour(), library, open_device)
-    monkeypatch.setattr(verify, "check_backend", lambda _: None)
-    monkeypatch.setattr(
-        verify, "open_backend", lambda _, subject: TensorRtBackend(subject, machine)
-    )
-    options = verify.VerifyOptions(backend=RTX)
+    monkeypatch.setattr(trt_standin, "call_reference", in_either)
+    monkeypatch.setattr(module, "open_machine", lambda _: machine)
+    monkeypatch.setattr(module, "check_machine", lambda _: None)
+    options = verify.VerifyOptions(backend=RTX, cache=cache)
     report = verify.verify_artefact(exported(NAME, official=True), options, quiet())
     assert report.passed, report.first_divergence
-    assert report.backend == RTX
+    assert report.backend == (RTX if cache == NATIVE else f"{RTX}, packed caches")
     assert not machine.flavour.module.IExecutionContext.errors
 
 

@@ -41,12 +41,13 @@ def steps() -> list[GraphStep]:
     return first_steps(artefact())
 
 
-@pytest.mark.parametrize("name", ["onnxruntime", "torch", "tensorrt-rtx", "no-such"])
-def test_only_this_back_end_takes_packed_caches(name: str) -> None:
+@pytest.mark.parametrize("name", ["onnxruntime", "torch"])
+def test_only_back_ends_of_plugins_take_packed_caches(name: str) -> None:
     options = VerifyOptions(backend=name, cache=PACKED)
-    with pytest.raises(RuntimeInputError, match=f"--cache packed needs --backend {NAME}") as caught:
+    with pytest.raises(RuntimeInputError, match=f"`{name}` has no packed caches") as caught:
         verify_artefact(artefact(), options, Reporter(num_stages=2))
-    assert (caught.value.found, caught.value.expected) == (name, NAME)
+    assert caught.value.found == "--cache packed"
+    assert NAME in caught.value.expected
 
 
 def test_an_unknown_layout_of_caches_is_refused() -> None:
