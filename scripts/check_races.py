@@ -1,4 +1,6 @@
-"""Prove small launches of every kernel that has a barrier free of races, from the shipped library's PTX of sm_80.
+"""Prove small launches of every kernel that has a barrier free of races, from the shipped library's PTX.
+
+That of sm_80, and of sm_89 for the kernels that multiply e4m3 there.
 
     python scripts/check_races.py [--only PART] [--ptx FILE ...] [--no-faults] [--timeout SECONDS] [--write]
 
@@ -12,7 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ds4export.errors import ToolchainError
@@ -33,7 +35,7 @@ from tests.plugins.race_free import (
 from tests.plugins.race_launches import launches_of
 
 PAGE = REPOSITORY / "docs/kernels/races.md"
-ARCHITECTURE = 80
+ARCHITECTURE, E4M3_ARCHITECTURE = 80, 89
 MOST_EXCEPTIONS = 3  # reasons
 
 
@@ -92,12 +94,16 @@ def main() -> int:
 
 
 def texts(ptx: Sequence[Path]) -> Iterator[tuple[str, Module, str]]:
-    """PTX of the shipped library, then of the files; a note says which is not shipped."""
+    """PTX of the shipped library, then of the files; a note says which is of another architecture or not shipped."""
     library = library_path()
     if not library:
         raise SystemExit("no plugin library: run `make plugins` first")
-    for file in embedded_ptx(library, find_toolchain().cuobjdump, ARCHITECTURE):
+    cuobjdump = find_toolchain().cuobjdump
+    for file in embedded_ptx(library, cuobjdump, ARCHITECTURE):
         yield file.text, file.module, ""
+    for file in embedded_ptx(library, cuobjdump, E4M3_ARCHITECTURE):
+        kernels = tuple(k for k in file.module.kernels if _multiplies_e4m3(k))
+        yield file.text, replace(file.module, kernels=kernels), f", sm_{E4M3_ARCHITECTURE}"
     for path in ptx:
         text = path.read_text(encoding="utf-8")
         yield text, parse(text), ", compiled alone"
@@ -106,13 +112,17 @@ def texts(ptx: Sequence[Path]) -> Iterator[tuple[str, Module, str]]:
 def prove_all(arguments: argparse.Namespace) -> Iterator[Row | str]:
     """One row per launch; the name alone of a kernel that has none."""
     program = find_sentryward()
-    seen: set[str] = set()
+    seen: set[tuple[str, str]] = set()
     for text, module, note in texts(arguments.ptx):
         for kernel in module.kernels:
             name = readable(kernel.name)
-            if kernel.name in seen or not _has_barrier(kernel) or arguments.only not in name:
+            if (
+                (kernel.name, note) in seen
+                or not _has_barrier(kernel)
+                or arguments.only not in name
+            ):
                 continue
-            seen.add(kernel.name)
+            seen.add((kernel.name, note))
             launches = launches_of(name)
             if not launches:
                 yield name
@@ -134,6 +144,11 @@ def _planted(text: str, entry: str, launch: Launch, program: Path, timeout_s: in
 
 def _has_barrier(kernel: Kernel) -> bool:
     return any(isinstance(s, Instruction) and s.opcode.startswith("bar") for s in kernel.statements)
+
+
+def _multiplies_e4m3(kernel: Kernel) -> bool:
+    codes = (s.opcode for s in kernel.statements if isinstance(s, Instruction))
+    return any(code.startswith("mma.sync") and ".e4m3." in code for code in codes)
 
 
 def _short(name: str) -> str:
@@ -169,8 +184,9 @@ HEAD = """# Races, in every schedule
 
 Written by `python scripts/check_races.py --write`. sentryward 0.1.1 proves that one small launch has no race, deadlock
 or mismatched barrier in *any* order of its threads, where ThreadSanitizer on the host sees the orders that ran. It does
-so for the PTX of sm_80 inside the plugin library, for every kernel with a barrier. The last column is the planted
-fault: the same launch with the kernel's barriers left out, once per kernel; it must not be race_free.
+so for the PTX of sm_80 inside the plugin library, for every kernel with a barrier, and for that of sm_89 where a kernel
+multiplies e4m3 on it. The last column is the planted fault: the same launch with the kernel's barriers left out, once
+per kernel; it must not be race_free.
 
 What it cannot show: other sizes and other contents of the arrays that steer control flow; bounds; values; fences and
 the memory model. Where sentryward cannot follow the PTX, it is rewritten first; `tests/plugins/race_free.py` says how,
