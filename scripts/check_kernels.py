@@ -1,6 +1,7 @@
 """Check every kernel of the plugin library without a GPU: one line per op, exit 0 only if all hold.
 
-    python scripts/check_kernels.py [--ops hc_post ...] [--alone] [--every-architecture] [--no-faults] [--write]
+    python scripts/check_kernels.py [--ops hc_post ...] [--alone] [--architecture 89] [--every-architecture]
+                                    [--no-faults] [--write]
 
 numbers     every case of the op's table, run on the host from the library's own PTX, within the op's tolerance:
             plain in three orders of threads, and in one on every other architecture with code of its own; under
@@ -27,7 +28,7 @@ from ds4export.ptxhost.build import Variant
 from ds4export.ptxhost.library import PtxFile, distinct_architectures, embedded_ptx
 from ds4export.ptxhost.toolchain import BUILD, REPOSITORY, Toolchain, find_toolchain
 from tests.plugins import check, sass
-from tests.plugins.alone import alone
+from tests.plugins.alone import ARCHITECTURE, alone
 from tests.plugins.faults import FAULTS, caught_by
 from tests.plugins.host import library_path, registered_ops
 
@@ -50,6 +51,13 @@ def main() -> None:
         "--alone",
         action="store_true",
         help="compile the folders of --ops by themselves, as PTX of one architecture, and check those",
+    )
+    parser.add_argument(
+        "--architecture",
+        type=int,
+        choices=check.ARCHITECTURES,
+        default=ARCHITECTURE,
+        help=f"whose PTX --alone compiles, default: {ARCHITECTURE}",
     )
     arguments = parser.parse_args()
     start = time.monotonic()
@@ -104,7 +112,9 @@ def run(arguments: argparse.Namespace) -> Iterator[Result]:
     def one(op: str) -> OpResult:
         if not arguments.alone:
             return check_op(op, library, files, tools, arguments)
-        own = alone(op, tools, BUILD / "alone" / op)
+        architecture = arguments.architecture
+        folder = BUILD / "alone" / f"{op}-sm_{architecture}"
+        own = alone(op, tools, folder, architecture=architecture)
         return check_op(op, own, embedded_ptx(own, tools.cuobjdump), tools, arguments)
 
     launched: set[str] = set()

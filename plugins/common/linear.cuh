@@ -60,7 +60,7 @@ struct PlainLinear {
 constexpr int X_GAP = PIECE;  // between tokens in shared memory: their rows start in other banks
 
 template <class Op>
-using LinearTile = TileProduct<typename Op::Weight, Op::MATRICES, 8, Op::Weight::BITS == 16 ? 3 : 4>;
+using LinearTile = TileProduct<typename Op::Weight, Op::MATRICES, 8, Op::Weight::BITS == 16 ? 3 : 4, Op::QUANTISED>;
 
 }  // namespace ds4
 
@@ -87,7 +87,8 @@ __global__ void __launch_bounds__(STREAM_THREADS, 1) stream(Linear const a) {
           int const warp = static_cast<int>(threadIdx.x) / LANES, blocks = padded / A8_BLOCK;
           int const num = static_cast<int>(min(a.num_tokens - first, int64_t{STREAM_TOKENS * NT}));
           for (int i = warp; i < num * blocks; i += STREAM_WARPS) {
-            quantise_block<false>(a.token(first + i / blocks, group), i % blocks * A8_BLOCK, a.x_columns, own + i / blocks * (padded + X_GAP));
+            quantise_block<false>(a.token(first + i / blocks, group), i % blocks * A8_BLOCK, a.x_columns, own + i / blocks * (padded + X_GAP),
+                                  false);
           }
           __syncthreads();  // the activations are quantised
         }
@@ -102,22 +103,24 @@ __global__ void __launch_bounds__(STREAM_THREADS, 1) stream(Linear const a) {
 // Grid: rows / 128 (of two matrices: / 64) x tokens / 128 x groups.
 template <class Op>
 __global__ void __launch_bounds__(TILE_THREADS, 1) tiles(Linear const a) {
-  using Tile = LinearTile<Op>;
+  using Tile = typename LinearTile<Op>::Here;
   extern __shared__ __align__(16) unsigned char raw[];
   int const group = static_cast<int>(blockIdx.z);
   int64_t const first = int64_t{blockIdx.y} * Tile::TOKENS;
   Matrix matrix[Op::MATRICES];
   a.matrices<Op>(group, matrix);
   Tile tile(*reinterpret_cast<typename Tile::Shared*>(raw), matrix, static_cast<int>(blockIdx.x) * Tile::ROWS_PER_MATRIX, a.x_columns);
-  tile.run([&](int i) { return a.token(first + i, group); });
+  run_tile(tile, [&](int i) { return a.token(first + i, group); });
   tile.finish([&](int row, int i, float const(&value)[Op::MATRICES]) { a.put<Op>(first + i, group, row, value); });
 }
 
 // Grid: blocks of 128 columns of all tokens, a warp each.
 template <class Op>
-__global__ void __launch_bounds__(QUANTISE_THREADS) quantise(bf16 const* x, bf16* out, int64_t num_tokens, int columns, int padded) {
+__global__ void __launch_bounds__(QUANTISE_THREADS)
+    quantise(bf16 const* x, bf16* out, int64_t num_tokens, int columns, int padded, bool for_tiles) {
   constexpr int WARPS = QUANTISE_THREADS / LANES;
-  quantise_rows<false>(x, out, num_tokens, columns, padded, int64_t{blockIdx.x} * WARPS + threadIdx.x / LANES, int64_t{gridDim.x} * WARPS);
+  quantise_rows<false>(x, out, num_tokens, columns, padded, int64_t{blockIdx.x} * WARPS + threadIdx.x / LANES, int64_t{gridDim.x} * WARPS,
+                       for_tiles);
 }
 
 }  // namespace ds4_linear
@@ -146,7 +149,7 @@ Status launch_stream(Linear const& a, size_t shared_bytes, cudaStream_t stream_o
 template <class Op>
 Status launch_tiles(Linear const& a, cudaStream_t stream_of_work) {
   using Tile = LinearTile<Op>;
-  constexpr int shared_bytes = sizeof(typename Tile::Shared);
+  constexpr int shared_bytes = Tile::SHARED_BYTES;
   cudaError_t const code = cudaFuncSetAttribute(ds4_linear::tiles<Op>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
   DS4_REQUIRE(code == cudaSuccess, "%d bytes of shared memory: %s", shared_bytes, cudaGetErrorString(code));
   dim3 const grid(static_cast<unsigned>((a.matrix.rows + Tile::ROWS_PER_MATRIX - 1) / Tile::ROWS_PER_MATRIX),
@@ -160,7 +163,7 @@ template <class Op>
 Status launch_linear(Linear a, void* workspace, cudaStream_t stream_of_work) {
   using W = typename Op::Weight;
   if (a.num_tokens == 0 || a.matrix.rows == 0) return {};
-  bool const aligned = a.matrix.columns * W::BITS % 128 == 0;
+  bool const aligned = a.matrix.columns * W::BITS % 128 == 0, in_tiles = aligned && a.num_tokens > MOST_STREAMED_TOKENS;
   if constexpr (Op::QUANTISED) {
     size_t const shared_bytes = static_cast<size_t>(a.num_tokens * (padded_to_a8(a.x_columns) + X_GAP)) * sizeof(bf16);
     if (aligned && a.num_tokens <= STREAM_TOKENS && shared_bytes + sizeof(StreamSums<Op::MATRICES, 1>) <= SHARED_WITHOUT_ASKING) {
@@ -170,14 +173,14 @@ Status launch_linear(Linear a, void* workspace, cudaStream_t stream_of_work) {
     auto* const quantised = static_cast<bf16*>(workspace);
     constexpr int WARPS = QUANTISE_THREADS / LANES;
     ds4_linear::quantise<Op><<<blocks_for(a.num_tokens * (padded / A8_BLOCK), WARPS), QUANTISE_THREADS, 0, stream_of_work>>>(
-        a.x, quantised, a.num_tokens, a.x_columns, padded);
+        a.x, quantised, a.num_tokens, a.x_columns, padded, in_tiles);
     if (Status status = launched(); !status.ok()) return status;
     a.x = quantised, a.x_columns = padded;
   }
+  if (in_tiles) return launch_tiles<Op>(a, stream_of_work);
   if (!aligned) return launch_stream<Op, 1, false, false>(a, 0, stream_of_work);
   if (a.num_tokens <= STREAM_TOKENS) return launch_stream<Op, 1, true, false>(a, 0, stream_of_work);
-  if (a.num_tokens <= MOST_STREAMED_TOKENS) return launch_stream<Op, 4, true, false>(a, 0, stream_of_work);
-  return launch_tiles<Op>(a, stream_of_work);
+  return launch_stream<Op, 4, true, false>(a, 0, stream_of_work);
 }
 
 }  // namespace ds4

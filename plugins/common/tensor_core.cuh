@@ -6,6 +6,14 @@
 
 namespace ds4 {
 
+// Whether products of e4m3 go to the tensor cores as e4m3: on sm_89 and sm_12x. nvcc compiles the same mma for sm_90 and sm_100 to
+// unpacked f16 and two HMMA (docs/log.md), where bf16 is the better form. Host code, which knows no architecture, must not ask.
+#if defined(__CUDA_ARCH__) && ((__CUDA_ARCH__ >= 890 && __CUDA_ARCH__ < 900) || __CUDA_ARCH__ >= 1200)
+constexpr bool E4M3_MMA = true;
+#else
+constexpr bool E4M3_MMA = false;
+#endif
+
 constexpr int PIECE = 8;  // bf16 values that one copy moves: 16 bytes
 
 // Rows of a multiple of 8 pieces keep piece p of row r at p ^ (r mod 8): the 8 rows of an ldmatrix meet no bank twice.
@@ -41,6 +49,14 @@ __device__ inline void load_matrices_transposed(uint32_t (&m)[4], void const* ro
 // d += a·b, 16x16 times 16x8. Of d, a lane holds rows lane/4 and lane/4 + 8, columns 2·(lane%4) and the next.
 __device__ inline void multiply_add(float (&d)[4], uint32_t const (&a)[4], uint32_t b0, uint32_t b1) {
   asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// The same 16x32 times 32x8 of e4m3 codes, four to a register: of a row of a, and of a column of b, a lane holds 4·(lane%4) on of
+// either half of the 32.
+__device__ inline void multiply_add_e4m3(float (&d)[4], uint32_t const (&a)[4], uint32_t b0, uint32_t b1) {
+  asm volatile("mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
                : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }

@@ -17,7 +17,7 @@ Status launch_half(Call const& c, bool streamed, int rows, cudaStream_t stream) 
     return launched();
   }
   using Product = ExpertTile<Half, W>;
-  constexpr int shared_bytes = sizeof(typename Product::Shared);
+  constexpr int shared_bytes = Product::SHARED_BYTES;
   cudaError_t code = cudaSuccess;
   dim3 const grid(static_cast<unsigned>((rows + Product::ROWS_PER_MATRIX - 1) / Product::ROWS_PER_MATRIX), num_tiles);
   c.fields([&]<class... Fields>(Fields... field) {

@@ -11,16 +11,18 @@
 //
 //             prepare   a8(x) by warps of blocks | one warp per expert: lists its pairs by rising pair, cuts them into tiles
 //             up        tile x rows of I: w1 and w3 side by side, SwiGLU on the two sums of a lane   -> h [pair, I]
-//             requantise   a8(h)                                                                     -> h
+//             requantise   a8(h), as prepare in the form that the product reads                     -> h
 //             down      tile x rows of D                                                             -> y [pair, D] bf16
 //             combine   token x D: its pairs by rising expert                                        -> partial
 //
-//           few pairs: tiles of 8 pairs, stream_rows.cuh; many: tiles of 64 pairs, tile_product.cuh. An expert's weights are read
-//           once per tile
+//           few pairs: tiles of 8 pairs, stream_rows.cuh; many: tiles of 64 pairs, tile_product.cuh (e4m3 mma on sm_89 and sm_12x,
+//           bf16 mma on the others). An expert's weights are read once per tile
 // Order     no atomics: an expert's warp counts the pairs of the experts before it itself, so that lists need no other block
-// Numerics  a8(x), e2m1·scale and e4m3·scale are exact in bf16; bf16 mma, sums of 64 or 128 columns added in float32
+// Numerics  a8(x), e2m1·scale and e4m3·scale are exact in bf16; bf16 mma, sums of 64 or 128 columns added in float32. e4m3 mma:
+//           sums of 32 columns (e4m3 weights: 128) times their scales, added in float32, 13 bits inside an mma on sm_89
 // Limits    D and I multiples of 32 (e4m3: 16), k <= 32, T·k < 2^31; scales of 2^-92 to 2^33; an index outside of the range counts
-//           as none; e4m3 scales in float32 are refused by their type
+//           as none; e4m3 scales in float32 are refused by their type; NaN, infinities and e4m3 weight codes that are NaN as
+//           linear_fp8
 // Measured  not run on a GPU; run on the host from its PTX
 #pragma once
 #include "common/a8.cuh"
@@ -32,6 +34,7 @@ namespace ds4::moe {
 
 constexpr int MOST_PLACES = 32;  // k: a lane each in combine
 constexpr int PREPARE_THREADS = 128, PREPARE_WARPS = PREPARE_THREADS / LANES;
+constexpr int EXPERT_TILE = 64;  // pairs
 constexpr unsigned ALL = 0xffffffffu;
 
 // Pairs of one expert that are multiplied together; num 0: an empty entry of the table.
@@ -58,6 +61,8 @@ struct Call {
   int num_tokens, num_places, tokens_per_row, expert_begin, num_experts, hidden, inner, hidden_padded, inner_padded;
   int num_pairs, num_tiles, per_tile;
   bool tile_per_pair;  // entry i of the table belongs to listed pair i: only as many entries as pairs
+
+  __device__ bool in_tiles() const { return per_tile == EXPERT_TILE; }
 
   // visit(field, field, ...) in the order of declaration
   template <class Visit>
@@ -90,7 +95,7 @@ __global__ void __launch_bounds__(PREPARE_THREADS) prepare(bf16 const* x, Fields
   int64_t const warp = int64_t{blockIdx.x} * PREPARE_WARPS + threadIdx.x / LANES;
   if (warp >= c.num_experts) {
     quantise_rows<W::BITS == 4>(x, c.x, c.num_tokens, c.hidden, c.hidden_padded, warp - c.num_experts,
-                                int64_t{gridDim.x} * PREPARE_WARPS - c.num_experts);
+                                int64_t{gridDim.x} * PREPARE_WARPS - c.num_experts, c.in_tiles());
     return;
   }
   int const expert = static_cast<int>(warp);
@@ -165,17 +170,15 @@ __global__ void __launch_bounds__(STREAM_THREADS, 1) stream_experts(Fields... fi
       });
 }
 
-constexpr int EXPERT_TILE = 64;  // pairs
-
 template <class Half, class W>
-using ExpertTile = TileProduct<W, Half::MATRICES, EXPERT_TILE / 16, W::BITS == 4 ? 3 : 4>;
+using ExpertTile = TileProduct<W, Half::MATRICES, EXPERT_TILE / 16, W::BITS == 4 ? 3 : 4, true>;
 
 // Grid: rows / 128 (of two matrices: / 64) x entries of the table.
 template <class Half, class W, class... Fields>
 __global__ void __launch_bounds__(TILE_THREADS, 1) tile_experts(Fields... field) {
   Call const c{field...};
   constexpr int MATRICES = Half::MATRICES;
-  using Product = ExpertTile<Half, W>;
+  using Product = typename ExpertTile<Half, W>::Here;
   extern __shared__ __align__(16) unsigned char raw[];
   Tile const tile = c.tiles[blockIdx.y];
   if (tile.num == 0) return;
@@ -184,7 +187,7 @@ __global__ void __launch_bounds__(TILE_THREADS, 1) tile_experts(Fields... field)
   int const* const pairs = c.pairs + tile.first;
   Product product(*reinterpret_cast<typename Product::Shared*>(raw), matrix, static_cast<int>(blockIdx.x) * Product::ROWS_PER_MATRIX,
                   Half::columns(c));
-  product.run([&](int i) -> bf16 const* { return i < tile.num ? Half::token(c, pairs[i]) : nullptr; });
+  run_tile(product, [&](int i) -> bf16 const* { return i < tile.num ? Half::token(c, pairs[i]) : nullptr; });
   product.finish([&](int row, int i, float const(&value)[MATRICES]) {
     if (i < tile.num) Half::put(c, pairs[i], row, value);
   });
@@ -201,7 +204,7 @@ __global__ void __launch_bounds__(QUANTISE_THREADS) requantise(Fields... field) 
     int const pair = static_cast<int>(i / blocks);
     if (c.expert_of(pair) < 0) continue;
     bf16* const row = c.h + int64_t{pair} * c.inner_padded;
-    quantise_block<W::BITS == 4>(row, static_cast<int>(i % blocks) * A8_BLOCK, c.inner, row);
+    quantise_block<W::BITS == 4>(row, static_cast<int>(i % blocks) * A8_BLOCK, c.inner, row, c.in_tiles());
   }
 }
 

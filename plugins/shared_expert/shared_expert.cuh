@@ -8,7 +8,7 @@
 // Tiling    two linears as linear_fp8: Up has the rows of w1 and w3 side by side, a lane's two sums meet in SwiGLU; Down. For one
 //           token each is one launch, which quantises its activations itself
 // Numerics  as linear_fp8; silu and clamp in float32 on the bf16 products
-// Limits    any T, D, I; scales E8M0 of 2^-92 to 2^33
+// Limits    any T, D, I; scales E8M0 of 2^-92 to 2^33; NaN, infinities and weight codes that are NaN as linear_fp8
 // Measured  not run on a GPU; run on the host from its PTX
 #pragma once
 #include "common/linear.cuh"

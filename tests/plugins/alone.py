@@ -18,7 +18,12 @@ ARCHITECTURE = 80
 
 
 def alone(
-    op: str, tools: Toolchain, folder: Path, change: Callable[[Path], None] = lambda _: None
+    op: str,
+    tools: Toolchain,
+    folder: Path,
+    change: Callable[[Path], None] = lambda _: None,
+    *,
+    architecture: int = ARCHITECTURE,
 ) -> Path:
     """A library in `folder` with the kernels of the op's folder and the op's plugin; `change` edits a copy first.
 
@@ -36,13 +41,14 @@ def alone(
     sources = [registry, *launchers]
     objects = [folder / f"{s.stem}.o" for s in sources]
     for source, made in zip(sources, objects, strict=True):
-        _nvcc(tools, ["-c", source, f"-I{folder}", "-isystem", tools.tensorrt_include], made)
+        words = ["-c", source, f"-I{folder}", "-isystem", tools.tensorrt_include]
+        _nvcc(tools, words, made, architecture)
     out = folder / "libds4plugins_alone.so"
-    _nvcc(tools, ["-shared", *objects, _shell()], out)
+    _nvcc(tools, ["-shared", *objects, _shell()], out, architecture)
     return out
 
 
-def _nvcc(tools: Toolchain, words: Sequence[str | Path], out: Path) -> None:
+def _nvcc(tools: Toolchain, words: Sequence[str | Path], out: Path, architecture: int) -> None:
     command: list[str | Path] = [
         *(
             tools.nvcc,
@@ -51,7 +57,7 @@ def _nvcc(tools: Toolchain, words: Sequence[str | Path], out: Path) -> None:
             "-Xcompiler=-fPIC,-fvisibility=hidden",
             "-cudart=shared",
         ),
-        f"-gencode=arch=compute_{ARCHITECTURE},code=compute_{ARCHITECTURE}",
+        f"-gencode=arch=compute_{architecture},code=compute_{architecture}",
         *words,
         *("-o", out),
     ]

@@ -15,20 +15,24 @@ from ds4export.ptxhost.toolchain import BUILD, Toolchain
 from tests.plugins.alone import ARCHITECTURE, alone
 from tests.plugins.check import check_numbers
 from tests.plugins.compress_faults import COMPRESS_FAULTS
-from tests.plugins.linear_faults import LINEAR_FAULTS
+from tests.plugins.linear_faults import E4M3_FAULTS, LINEAR_FAULTS
 from tests.plugins.packed_faults import PACKED_FAULTS
 from tests.plugins.row_faults import ROW_FAULTS
 
 
 @dataclass(frozen=True)
 class Fault:
-    """Replace `old`, which stands exactly once in `file` (below plugins/), by `new`; `op` must then be caught."""
+    """Replace `old`, which stands exactly once in `file` (below plugins/), by `new`; `op` must then be caught.
+
+    `architecture`: whose PTX is run, for code that not all have.
+    """
 
     op: str
     name: str
     file: str
     old: str
     new: str
+    architecture: int = ARCHITECTURE
 
     def plant(self, folder: Path) -> None:
         """Edit the copy of plugins/ in `folder`."""
@@ -129,16 +133,17 @@ FAULTS = (
         "    choose_bin(list, wanted);",
     ),
     *(Fault(*f) for f in (*COMPRESS_FAULTS, *LINEAR_FAULTS, *PACKED_FAULTS, *ROW_FAULTS)),
+    *(Fault(*f, architecture=89) for f in E4M3_FAULTS),
 )  # fmt: skip
 
 
 def caught_by(fault: Fault, tools: Toolchain) -> str:
     """The first instrument that objects and its words; empty if none does."""
     folder = BUILD / "faults" / re.sub(r"\W+", "-", f"{fault.op} {fault.name}")
-    library = alone(fault.op, tools, folder, fault.plant)
+    library = alone(fault.op, tools, folder, fault.plant, architecture=fault.architecture)
     files = embedded_ptx(library, tools.cuobjdump)
     for variant in Variant:
-        build = build_host(files, ARCHITECTURE, variant, tools)
+        build = build_host(files, fault.architecture, variant, tools)
         wrong = check_numbers(fault.op, build, library, most_wrong=1).wrong
         if wrong:
             return f"{variant.value}: {wrong[0]}"

@@ -17,6 +17,28 @@ from ds4export.ops._define import Case
 FLASH, PRO = 4096, 7168
 
 
+def _uneven(x: torch.Tensor, g: Gen) -> torch.Tensor:
+    """Blocks of 128 of x times powers of two of their own; the last token but one NaN in one place, the last zero."""
+    blocks = -(-x.shape[-1] // 128)
+    powers = 2.0 ** g.integers((*x.shape[:-1], blocks), -12, 13)
+    x = x * powers.repeat_interleave(128, -1)[..., : x.shape[-1]].to(x.dtype)
+    x[..., -2, x.shape[-1] // 2] = torch.nan
+    x[..., -1, :] = 0
+    return x
+
+
+def _uneven_linear(name: str, tokens: int, inputs: int, outputs: int) -> Case:
+    """Scales far apart, from row to row of tiles and from block to block of x, and one that is NaN."""
+
+    def make(g: Gen) -> tuple[object, ...]:
+        weight, scale = g.fp8(outputs, inputs)
+        scale += g.integers(tuple(scale.shape), -30, 31).to(scale.dtype)
+        scale[-1, 0] = -1  # 255
+        return _uneven(g.x(1, tokens, inputs), g), weight, scale
+
+    return Case(name, make)
+
+
 def _experts(
     name: str,
     rows: list[int],
@@ -29,8 +51,9 @@ def _experts(
     beyond: int = 0,
     fmt: str = "fp4",
     twice: bool = False,
+    uneven: bool = False,
 ) -> Case:
-    """`beyond`: experts after the range; `twice`: a token's second expert is its first again.
+    """`beyond`: experts after the range; `twice`: a token's second expert is its first again; `uneven`: _uneven(x).
 
     Padding holds NaN, and indices of which one is no expert and the others are.
     """
@@ -46,6 +69,7 @@ def _experts(
         if twice:
             indices[..., 1] = indices[..., 0]
         x, weights = g.x(batch, tokens, hidden) * 4, g.f32(batch, tokens, k).abs()
+        x = _uneven(x, g) if uneven else x
         for b, n in enumerate(rows):
             x[b, n:], weights[b, n:], indices[b, n:, 0] = torch.nan, torch.nan, 10**12
         return x, weights, indices, weight, scale, expert_rows, torch.tensor(rows), 10.0, begin, fmt
@@ -70,6 +94,8 @@ LINEAR_CASES: dict[str, Sequence[Case]] = {
         linear_fp8._case("nine tokens", (9, 1, 320), 130),
         linear_fp8._case("tiles", (1, 130, 448), 260),
         linear_fp8._case("many tokens, odd", (12, 1, 333), 37),
+        _uneven_linear("streamed, uneven scales", 5, 400, 150),
+        _uneven_linear("tiles, uneven scales", 45, 400, 300),
         linear_fp8._case("one column", (7, 1, 1), 3),
         linear_fp8._case("no token", (0, 1, 128), 128),
         linear_fp8._case("flash wq_a", (1, 1, FLASH), 64),
@@ -128,6 +154,8 @@ LINEAR_CASES: dict[str, Sequence[Case]] = {
         _experts("tiles", [40, 3], 40, (160, 96), 3, 6, beyond=2),
         _experts("full tiles", [150], 150, (288, 160), 2, 2),
         _experts("fp8 tiles", [40, 20], 40, (144, 112), 3, 4, begin=2, beyond=1, fmt="fp8"),
+        _experts("tiles, uneven", [37], 37, (416, 96), 2, 5, uneven=True),
+        _experts("fp8 tiles, uneven", [37], 37, (400, 144), 2, 5, fmt="fp8", uneven=True),
         _experts("fp8 wide", [2], 2, (272, 144), 2, 3, fmt="fp8"),
         _experts("nobody in the range", [2], 2, (64, 64), 2, 3, begin=50),
         _experts("pro tokens", [1], 1, (PRO, 32), 2, 2),

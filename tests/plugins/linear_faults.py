@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-_FORMATS, _STREAM, _TILE, _LINEAR = (
+_FORMATS, _STREAM, _TILE, _E4M3, _A8, _LINEAR = (
     "common/weight_formats.cuh",
     "common/stream_rows.cuh",
-    "common/tile_product.cuh",
+    "common/tile_rows.cuh",
+    "common/tile_e4m3.cuh",
+    "common/a8.cuh",
     "common/linear.cuh",
 )
 
@@ -57,7 +59,7 @@ LINEAR_FAULTS = (
         "head",
         "no barrier in a stage",
         _TILE,
-        "      __syncthreads();  // this chunk is here, and the one before it is used up\n",
+        "    __syncthreads();  // this chunk is here, and the one before it is used up\n",
         "",
     ),
     (
@@ -147,3 +149,73 @@ LINEAR_FAULTS = (
         "int at = before ? before - 1 : 0;",
     ),
 )
+
+# Of the e4m3 form of a tile, which sm_89 has.
+E4M3_FAULTS = (
+    (
+        "linear_fp8",
+        "scale of the next token",
+        _E4M3,
+        "(i % 2 ? x_scale.y : x_scale.x)",
+        "(i % 2 ? x_scale.x : x_scale.y)",
+    ),
+    (
+        "linear_fp8",
+        "halves of an operand swapped",
+        _E4M3,
+        "a[2 * i][half] = v.x, a[2 * i][2 + half] = v.y",
+        "a[2 * i][half] = v.y, a[2 * i][2 + half] = v.x",
+    ),
+    (
+        "linear_fp8",
+        "no barrier in a stage of e4m3",
+        _TILE,
+        "    __syncthreads();  // this chunk is here, and the one before it is used up\n",
+        "",
+    ),
+    (
+        "linear_fp8",
+        "copies of e4m3 not waited for",
+        _TILE,
+        "wait_copies<STAGES - 2>();",
+        "wait_copies<STAGES - 1>();",
+    ),
+    (
+        "linear_fp8",
+        "scale beside its place",
+        _A8,
+        "(to)[A8_BLOCK / 4] = a8_power",
+        "(to)[A8_BLOCK / 4 - 1] = a8_power",
+    ),
+    (
+        "shared_expert",
+        "a quarter of the columns left out",
+        _E4M3,
+        "step < (scale + 1) * Operand::STEPS_PER_SCALE",
+        "step < (scale + 1) * Operand::STEPS_PER_SCALE - (SCALES == 1)",
+    ),
+    (
+        "shared_expert",
+        "rows of one matrix only",
+        _E4M3,
+        "w_scale[scale][i / 4][i % 4 / 2]",
+        "w_scale[scale][0][i % 4 / 2]",
+    ),
+    (
+        "moe",
+        "scale of another block",
+        _E4M3,
+        "scale.pair[tile], i, QUAD)",
+        "scale.pair[tile], i ^ 1, QUAD)",
+    ),
+    ("moe", "a block not promoted", _E4M3, "scale < SCALES; ++scale", "scale < SCALES - 1; ++scale"),
+    ("moe", "even and odd codes swapped", _A8, "0x6420", "0x7531"),
+    ("moe", "eights of another block", _A8, "eight % 4 * 8 + eight / 4 * 2", "eight / 4 * 8 + eight % 4 * 2"),
+    (
+        "moe",
+        "codes written over values that are still read",
+        _A8,
+        "  __syncwarp();  // the values have been read\n",
+        "",
+    ),
+)  # fmt: skip
