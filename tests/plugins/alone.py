@@ -41,7 +41,7 @@ def alone(
     sources = [registry, *launchers]
     objects = [folder / f"{s.stem}.o" for s in sources]
     for source, made in zip(sources, objects, strict=True):
-        words = ["-c", source, f"-I{folder}", "-isystem", tools.tensorrt_include]
+        words: list[str | Path] = ["-c", source, f"-I{folder}", "-isystem", tools.tensorrt_include]
         _nvcc(tools, words, made, architecture)
     out = folder / "libds4plugins_alone.so"
     _nvcc(tools, ["-shared", *objects, _shell()], out, architecture)
