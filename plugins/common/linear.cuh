@@ -110,7 +110,7 @@ __global__ void __launch_bounds__(TILE_THREADS, 1) tiles(Linear const a) {
   Matrix matrix[Op::MATRICES];
   a.matrices<Op>(group, matrix);
   Tile tile(*reinterpret_cast<typename Tile::Shared*>(raw), matrix, static_cast<int>(blockIdx.x) * Tile::ROWS_PER_MATRIX, a.x_columns);
-  run_tile(tile, [&](int i) { return a.token(first + i, group); });
+  tile.run([&](int i) { return a.token(first + i, group); });
   tile.finish([&](int row, int i, float const(&value)[Op::MATRICES]) { a.put<Op>(first + i, group, row, value); });
 }
 

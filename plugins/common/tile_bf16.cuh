@@ -104,6 +104,10 @@ struct Bf16Tile : TileRows<W, MATRICES, NT> {
     for (int i = 0; i < 8; ++i) this->sum[i / 4][t][i % 4] += part[i / 4][i % 4];
   }
 
+  template <class TokenRow>
+  __device__ void run(TokenRow token_row) {
+    run_tile(*this, token_row);
+  }
   template <class Store>
   __device__ void finish(Store store) const {
     this->put(W::UNSCALED, store);

@@ -158,6 +158,10 @@ struct E4m3Tile : TileRows<W, MATRICES, NT> {
     for (int i = 0; i < 8; ++i) this->sum[i / 4][t][i % 4] += total[i / 4][i % 4] * (i % 2 ? x_scale.y : x_scale.x);
   }
 
+  template <class TokenRow>
+  __device__ void run(TokenRow token_row) {
+    run_tile(*this, token_row);
+  }
   template <class Store>
   __device__ void finish(Store store) const {
     this->put(Operand::UNSCALED * A8_UNSCALED, store);

@@ -16,10 +16,17 @@ namespace ds4 {
 template <class W, int MATRICES, int NT, int BF16_STAGES, bool quantised>
 struct TileProduct {
   using Bf16 = Bf16Tile<W, MATRICES, NT, BF16_STAGES>;
-  using E4m3 = std::conditional_t<quantised, E4m3Tile<W, MATRICES, NT>, Bf16>;
+  using E4m3 = E4m3Tile<W, MATRICES, NT>;
   using Here = std::conditional_t<E4M3_MMA, E4m3, Bf16>;
   static constexpr int TOKENS = Bf16::TOKENS, ROWS_PER_MATRIX = Bf16::ROWS_PER_MATRIX;
   static constexpr int SHARED_BYTES = std::max<int>(sizeof(typename Bf16::Shared), sizeof(typename E4m3::Shared));
+};
+
+template <class W, int MATRICES, int NT, int STAGES>
+struct TileProduct<W, MATRICES, NT, STAGES, false> : Bf16Tile<W, MATRICES, NT, STAGES> {
+  using Here = Bf16Tile<W, MATRICES, NT, STAGES>;
+  using Here::Here;
+  static constexpr int SHARED_BYTES = sizeof(typename Here::Shared);
 };
 
 }  // namespace ds4

@@ -187,7 +187,7 @@ __global__ void __launch_bounds__(TILE_THREADS, 1) tile_experts(Fields... field)
   int const* const pairs = c.pairs + tile.first;
   Product product(*reinterpret_cast<typename Product::Shared*>(raw), matrix, static_cast<int>(blockIdx.x) * Product::ROWS_PER_MATRIX,
                   Half::columns(c));
-  run_tile(product, [&](int i) -> bf16 const* { return i < tile.num ? Half::token(c, pairs[i]) : nullptr; });
+  product.run([&](int i) -> bf16 const* { return i < tile.num ? Half::token(c, pairs[i]) : nullptr; });
   product.finish([&](int row, int i, float const(&value)[MATRICES]) {
     if (i < tile.num) Half::put(c, pairs[i], row, value);
   });
