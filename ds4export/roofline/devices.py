@@ -35,6 +35,7 @@ class Device:
     l2: float
     shared: int  # that a block may ask for
     mma_sync: float  # share of the tensor peaks that mma.sync reaches, which all kernels use
+    e4m3: bool  # mma.sync multiplies e4m3; elsewhere kernels widen it to bf16: plugins/common/tensor_core.cuh
     sources: tuple[str, ...]  # of every number above, or that it is assumed
 
     @property
@@ -66,7 +67,7 @@ CONSUMER = (
 
 DEVICES = (
     Device(
-        "H100 SXM", 80e9, 3.35e12, 989e12, 1979e12, 67e12, 132, 50 * MIB, 227 << 10, 0.629,
+        "H100 SXM", 80e9, 3.35e12, 989e12, 1979e12, 67e12, 132, 50 * MIB, 227 << 10, 0.629, False,
         (
             "80 GB: glennklockwood.com/garden/processors/h100; 3.35 TB/s: Scaleway's documentation,"
             " github.com/scaleway/docs-content/pull/5834",
@@ -77,7 +78,7 @@ DEVICES = (
         ),
     ),
     Device(
-        "H200 SXM", 141e9, 4.8e12, 989e12, 1979e12, 67e12, 132, 50 * MIB, 227 << 10, 0.629,
+        "H200 SXM", 141e9, 4.8e12, 989e12, 1979e12, 67e12, 132, 50 * MIB, 227 << 10, 0.629, False,
         (
             "141 GB: NVIDIA's system H200-SXM-141GBx8 in MLCommons' inference results v4.1; 4.8 TB/s, and that the chip"
             " is H100's: geektopia.es of 13 November 2023 on the announcement",
@@ -88,7 +89,7 @@ DEVICES = (
         ),
     ),
     Device(
-        "B200", 180e9, 7.7e12, 2250e12, 4500e12, 75e12, 148, 126.5 * MIB, 227 << 10, 0.315,
+        "B200", 180e9, 7.7e12, 2250e12, 4500e12, 75e12, 148, 126.5 * MIB, 227 << 10, 0.315, False,
         (
             "180 GB, 7.7 TB/s, bf16 4.5 and FP8 9 PFLOPS with sparsity, fp32 75 TFLOPS: NVIDIA's Blackwell datasheet,"
             " column HGX B200, as quoted at zdszero.github.io/Computer/Artificial_Intelligence/Hardware.html; the page"
@@ -100,7 +101,7 @@ DEVICES = (
         ),
     ),
     Device(
-        "RTX PRO 6000", 96e9, 1.792e12, 503.8e12, 1007.6e12, 126e12, 188, 128 * MIB, 99 << 10, 1.0,
+        "RTX PRO 6000", 96e9, 1.792e12, 503.8e12, 1007.6e12, 126e12, 188, 128 * MIB, 99 << 10, 1.0, True,
         (
             "96 GB, 1,792 GB/s: gpu.name, \"Nvidia unveils RTX PRO 6000\", and hardware-corner.net of 21 March 2025",
             "bf16 503.8, FP8 1,010 (here twice bf16), fp32 125.95 TFLOPS with fp32 accumulation: the comparison at"
@@ -111,7 +112,7 @@ DEVICES = (
         ),
     ),
     Device(
-        "DGX Spark", 128e9, 0.273e12, 125e12, 250e12, 31e12, 48, 24 * MIB, 99 << 10, 1.0,
+        "DGX Spark", 128e9, 0.273e12, 125e12, 250e12, 31e12, 48, 24 * MIB, 99 << 10, 1.0, True,
         (
             "128 GB, shared with the CPU, 273 GB/s, 6,144 cores: NVIDIA's product page as checked at"
             " ai-infrastructure.net/dgx-spark; Hot Chips named 301 GB/s for the chip",

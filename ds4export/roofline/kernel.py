@@ -18,7 +18,7 @@ class Unit(Enum):
 
     VECTOR = "fp32"
     BF16 = "bf16"  # tensor cores
-    FP8 = "fp8"  # tensor cores: e4m3 activations on e4m3 or e2m1 weights; the kernels widen both to bf16
+    FP8 = "fp8"  # tensor cores: e4m3 activations on e4m3 or e2m1 weights; see Kernel.codes
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,9 @@ class Kernel:
     activations: float = 0  # compulsory bytes of the op's other inputs and outputs
     flops: float = 0
     unit: Unit = Unit.VECTOR
+    codes: bool = (
+        False  # multiplies e4m3 codes where mma.sync does; otherwise tensor products are bf16
+    )
     executed: float = 0  # operations with padding; never less than flops
     loaded: float = 0  # bytes that all blocks read or write, most of them in the L2 cache
     again: tuple[tuple[float, float], ...] = ()  # (bytes moved besides, footprint they come from)

@@ -1,7 +1,7 @@
 """Ops that multiply rows of activations by matrices of the checkpoint: linears, router, experts, head.
 
 Owns their bytes, operations and launches. The constants are those of the launchers (plugins/common/linear.cuh,
-stream_rows.cuh, tile_product.cuh, plugins/moe); tests/roofline reads them there.
+stream_rows.cuh, tile_rows.cuh, plugins/moe); tests/roofline reads them there.
 """
 
 from __future__ import annotations
@@ -71,6 +71,7 @@ def linear(m: Matrix, tokens: int) -> tuple[Kernel, ...]:
         activations=y + (0 if before else x),
         flops=flops,
         unit=Unit.FP8 if m.quantised else Unit.BF16,
+        codes=m.quantised and name == "tiles",
         executed=flops * padded,
         loaded=token_blocks * m.num_bytes + row_blocks * x + y,
         again=(((token_blocks - 1) * m.num_bytes, m.num_bytes / m.groups), (x if before else 0, x)),
@@ -152,7 +153,7 @@ def moe(c: ModelConfig, tokens: int) -> tuple[Kernel, ...]:
         flops = 2 * pairs * count * rows * columns
         read = pairs * columns * BF16
         return Kernel(
-            name, row_blocks * tiles, weights=hit * own, flops=flops, unit=Unit.FP8,
+            name, row_blocks * tiles, weights=hit * own, flops=flops, unit=Unit.FP8, codes=not streamed,
             executed=flops * tiles * per_tile / pairs,
             loaded=tiles * own + row_blocks * read + out,
             again=(((tiles - hit) * own, own), (source, source), (out, out)),

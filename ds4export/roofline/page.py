@@ -98,13 +98,14 @@ def _devices() -> str:
         [
             d.name, f"{d.memory / 1e9:.0f}", f"{d.bandwidth / 1e12:.3g}", f"{d.bf16 / 1e12:.0f}", f"{d.fp8 / 1e12:.0f}",
             f"{d.fp32 / 1e12:.0f}", str(d.multiprocessors), f"{d.l2 / 2**20:.4g}", f"{d.l2_bandwidth / 1e12:.1f}",
-            f"{d.bf16 * d.mma_sync / 1e12:.0f}",
+            f"{d.bf16 * d.mma_sync / 1e12:.0f}", "yes" if d.e4m3 else "no",
         ]
         for d in DEVICES
     ]  # fmt: skip
     head = [
         "GPU", "memory, GB", "bandwidth, TB/s", "bf16, TFLOPS", "FP8, TFLOPS", "fp32, TFLOPS", "multiprocessors",
         "L2, MiB", "L2, TB/s (assumed)", "bf16 by mma.sync (assumed)",
+        "e4m3 by mma.sync",
     ]  # fmt: skip
     sources = "\n".join(
         "\n".join((f"- {d.name}", *(f"  - {source}" for source in d.sources))) for d in DEVICES
@@ -114,6 +115,8 @@ def _devices() -> str:
 Dense, at boost clock. The L2 bandwidth is 64 bytes a clock and multiprocessor, the width of its port; what is
 read again comes from memory again where it is larger than the cache. Both, and the share of `mma.sync`, are
 assumptions, as are {DRAM_SHARE:.0%} of the bandwidth, {LAUNCH_S * 1e6:.0f} µs a launch, and what a block has in flight.
+Whether `mma.sync` of e4m3 is an instruction of the GPU was read from machine code (docs/log.md); the same share of the
+FP8 peak is assumed for it. Codes are half the bytes of bf16, which the loads of activations leave out.
 
 {table(head, rows)}
 Where each number was read. NVIDIA's own pages could not be opened, so a source says who quotes them; what no

@@ -23,7 +23,8 @@ from ds4export.roofline.step import OpCall, state_bytes, weight_bytes
 CAUSES = {
     "launches": "2 µs for every kernel",
     "few blocks": "too few bytes in flight (32 KB a block, 0.5 µs), or multiprocessors without a block",
-    "bf16 mma.sync": "tensor products in bf16 through mma.sync, not in the fastest exact format at the published peak",
+    "bf16 mma.sync": "tensor products through mma.sync, not at the published peak, and in bf16, not in the fastest"
+    " exact format; tiles of many tokens multiply e4m3 where mma.sync does",
     "padding": "tiles multiply absent tokens, heads and rows",
     "read again": "bytes moved besides the compulsory ones, in memory or through the L2 cache",
     "DRAM efficiency": "92 % of the published bandwidth is what long copies reach",
@@ -66,7 +67,7 @@ def kernel_time(k: Kernel, device: Device, without: str = "") -> float:
     flops = k.flops if without == "padding" else max(k.flops, k.executed)
     top = peak(k.unit, device)
     if k.unit != Unit.VECTOR and without != "bf16 mma.sync":
-        top = device.bf16 * device.mma_sync
+        top = (device.fp8 if k.codes and device.e4m3 else device.bf16) * device.mma_sync
     memory = (k.compulsory + from_memory) / dram / busy
     cache = k.loaded / device.l2_bandwidth / full if again else 0
     launch = 0 if without == "launches" else LAUNCH_S

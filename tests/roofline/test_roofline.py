@@ -177,7 +177,7 @@ CONSTANTS = [
     ("common/stream_rows.cuh", "STREAM_ROWS", linears.STREAM_ROWS),
     ("common/stream_rows.cuh", "STREAM_TOKENS", linears.STREAM_TOKENS),
     ("common/stream_rows.cuh", "STREAM_THREADS", linears.STREAM_WARPS * 32),
-    ("common/tile_product.cuh", "TILE_ROWS", linears.TILE_ROWS),
+    ("common/tile_rows.cuh", "TILE_ROWS", linears.TILE_ROWS),
     ("common/linear.cuh", "MOST_STREAMED_TOKENS", linears.MOST_STREAMED_TOKENS),
     ("common/linear.cuh", "X_GAP", "PIECE"),
     ("common/a8.cuh", "A8_BLOCK", linears.A8_BLOCK),
@@ -241,6 +241,20 @@ def test_no_kernel_is_predicted_above_the_bound_or_without_its_causes_slower(
             assert least > max(memory, math), (device.name, chunk, call.op)
             for cause, k in product(predict.CAUSES, call.kernels):
                 assert predict.kernel_time(k, device, cause) <= predict.kernel_time(k, device)
+
+
+def test_tiles_of_codes_run_at_the_rate_of_fp8_where_it_is_native() -> None:
+    """So many tokens that arithmetic is the bound: 4,096 x 2,048 outputs of 4,096 columns."""
+    _, tiles = linears.linear(linears.Matrix(4096, 4096), 2048)
+    _, streamed = linears.linear(linears.Matrix(4096, 4096), linears.MOST_STREAMED_TOKENS)
+    (plain,) = linears.linear(linears.Matrix(4096, 4096, bits=16, quantised=False), 2048)
+    assert (tiles.codes, streamed.codes, plain.codes) == (True, False, False)
+    for device in DEVICES:
+        rate = (device.fp8 if device.e4m3 else device.bf16) * device.mma_sync
+        least = 2 * 4096 * 2048 * 4096 / rate
+        assert predict.kernel_time(tiles, device, "few blocks") == pytest.approx(2e-6 + least)
+    native = {d.name for d in DEVICES if d.e4m3}
+    assert native == {"RTX PRO 6000", "DGX Spark"}  # compute capability 12.0 and 12.1
 
 
 def test_time_of_one_kernel_by_hand() -> None:
