@@ -93,11 +93,10 @@ struct E4m3Tile : TileRows<W, MATRICES, NT> {
       void const* const from = row ? static_cast<void const*>(a8_codes(row, chunk) + piece) : this->matrix[0].codes;
       copy_piece(&s.x[stage][token * X_PIECES + place_of<2>(token, piece)], from, row);
     }
-    for (int token = thread; token < TOKENS; token += TILE_THREADS) {
-      bf16 const* const row = s.rows[token];
-      void const* const from = row ? static_cast<void const*>(a8_scale(row, chunk)) : this->matrix[0].codes;
-      copy_bytes<sizeof(float)>(&s.x_scale[stage][token], from, row);
-    }
+    static_assert(TOKENS <= TILE_THREADS, "a thread each");
+    // Where there is no token, whatever stands there scales sums that nobody stores.
+    bf16 const* const row = thread < TOKENS ? s.rows[thread] : nullptr;
+    if (row) copy_bytes<sizeof(float)>(&s.x_scale[stage][thread], a8_scale(row, chunk), true);
   }
 
   __device__ Scales scales_of(int chunk) const {
