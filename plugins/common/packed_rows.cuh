@@ -20,26 +20,12 @@
 namespace ds4 {
 
 constexpr int KV_SCALE_BLOCK = 64, KEY_SCALE_BLOCK = 32;
-constexpr uint32_t NAN_SCALE = 255, NAN_CODE = 0x7f;
+constexpr uint32_t NAN_CODE = 0x7f;
 
 __host__ __device__ constexpr int packed_kv_bytes(int width, int num_roped) {
   return (width + num_roped + (width - num_roped + KV_SCALE_BLOCK - 1) / KV_SCALE_BLOCK + 7) / 8 * 8;
 }
 __host__ __device__ constexpr int packed_key_bytes(int width) { return width / 2 + width / KEY_SCALE_BLOCK; }
-
-// As copy_piece(), of fewer bytes: packed rows are no multiple of 16.
-template <int num_bytes>
-__device__ inline void copy_bytes(void* to, void const* from, bool exists) {
-  static_assert(num_bytes == 4 || num_bytes == 8);
-  asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared_address(to)), "l"(from), "n"(num_bytes),
-               "r"(exists ? num_bytes : 0)
-               : "memory");
-}
-
-// Two bf16 of value 2^(byte - 127), or NaN.
-__device__ inline uint32_t pair_of_scale(uint32_t byte) {
-  return byte == NAN_SCALE ? 0x7fc07fc0u : byte == 0 ? 0x00400040u : byte * 0x00800080u;
-}
 
 // Eight e4m3 codes as bf16.
 __device__ inline uint4 widened_e4m3(uint2 codes, uint32_t scale_byte) {

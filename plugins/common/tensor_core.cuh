@@ -26,6 +26,14 @@ __device__ inline void copy_piece(void* to, void const* from, bool exists) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(exists ? 16 : 0)
                : "memory");
 }
+// As copy_piece(), of fewer bytes, where rows are no multiples of 16.
+template <int num_bytes>
+__device__ inline void copy_bytes(void* to, void const* from, bool exists) {
+  static_assert(num_bytes == 4 || num_bytes == 8);
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared_address(to)), "l"(from), "n"(num_bytes),
+               "r"(exists ? num_bytes : 0)
+               : "memory");
+}
 __device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int num_groups_left>
 __device__ inline void wait_copies() {

@@ -13,7 +13,6 @@
 // 2^-126 to 2^127 are exact here. Scale 255, weight codes 0x7f and 0xff, and activations that are no numbers give NaN.
 #pragma once
 #include "common/a8.cuh"
-#include "common/packed_rows.cuh"
 #include "common/tile_rows.cuh"
 
 namespace ds4 {

@@ -34,6 +34,12 @@ __device__ inline uint32_t times(uint32_t pair, uint32_t powers) {
   return *reinterpret_cast<uint32_t const*>(&product);
 }
 
+constexpr uint32_t NAN_SCALE = 255;
+// Two bf16 of value 2^(byte - 127), or NaN.
+__device__ inline uint32_t pair_of_scale(uint32_t byte) {
+  return byte == NAN_SCALE ? 0x7fc07fc0u : byte == 0 ? 0x00400040u : byte * 0x00800080u;
+}
+
 // What a lane holds of a row in one chunk.
 template <int NUM>
 struct Words {

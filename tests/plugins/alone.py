@@ -5,10 +5,13 @@ The shell around it is the one that `make plugins` has built.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shutil
 import subprocess
+import uuid
 from collections.abc import Callable, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 
 from ds4export.ptxhost.toolchain import BUILD, PLUGINS, Toolchain
@@ -24,8 +27,12 @@ def alone(
     change: Callable[[Path], None] = lambda _: None,
     *,
     architecture: int = ARCHITECTURE,
+    changed: str = "*",
 ) -> Path:
     """A library in `folder` with the kernels of the op's folder and the op's plugin; `change` edits a copy first.
+
+    `changed`: a pattern of the launch files that are compiled with the change. The others are as they are in plugins/,
+    and compiled once.
 
     Raises:
         AssertionError: it does not compile.
@@ -40,11 +47,34 @@ def alone(
     registry.write_text(_registry(op, launchers), encoding="utf-8")
     sources = [registry, *launchers]
     objects = [folder / f"{s.stem}.o" for s in sources]
-    for source, made in zip(sources, objects, strict=True):
-        words: list[str | Path] = ["-c", source, f"-I{folder}", "-isystem", tools.tensorrt_include]
-        _nvcc(tools, words, made, architecture)
+    for i, source in enumerate(sources):
+        if source in launchers and not fnmatch(source.name, changed):
+            objects[i] = _unchanged(own, source.name, tools, architecture)
+        else:
+            _compile(tools, source, folder, objects[i], architecture)
     out = folder / "libds4plugins_alone.so"
     _nvcc(tools, ["-shared", *objects, _shell()], out, architecture)
+    return out
+
+
+def _compile(tools: Toolchain, source: Path, root: Path, out: Path, architecture: int) -> None:
+    words: list[str | Path] = ["-c", source, f"-I{root}", "-isystem", tools.tensorrt_include]
+    _nvcc(tools, words, out, architecture)
+
+
+def _unchanged(own: str, name: str, tools: Toolchain, architecture: int) -> Path:
+    """The object of a launch file of plugins/, by the content of all that it may include."""
+    read = [
+        f for part in ("common", own) for f in sorted((PLUGINS / part).iterdir()) if f.is_file()
+    ]
+    content = b"\0".join([tools.nvcc_version.encode(), *(f.read_bytes() for f in read)])
+    digest = hashlib.sha256(content).hexdigest()[:16]
+    out = BUILD / "alone/unchanged" / f"{own}-{Path(name).stem}-sm_{architecture}-{digest}.o"
+    if not out.exists():
+        out.parent.mkdir(parents=True, exist_ok=True)
+        part = out.with_name(f"{uuid.uuid4().hex}.o")  # another thread may be making the same
+        _compile(tools, PLUGINS / own / name, PLUGINS, part, architecture)
+        part.rename(out)
     return out
 
 

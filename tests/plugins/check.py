@@ -112,13 +112,23 @@ def files_of(op_name: str, files: Iterable[PtxFile]) -> list[PtxFile]:
 def builds_of(
     op_name: str, files: Iterable[PtxFile], tools: Toolchain, *, every: bool
 ) -> Iterator[tuple[HostBuild, Sequence[Schedule]]]:
-    """Builds and the schedules that plain ones run: all on the first architecture with code of its own, or on all."""
+    """Builds and the schedules that plain ones run: all on the first architecture with code of its own, or on all.
+
+    The first that multiplies e4m3 on tensor cores counts too: it is another kernel.
+    """
     own = files_of(op_name, files)
-    for index, architecture in enumerate(distinct_architectures(own)):
-        full = every or index == 0
+    architectures = list(distinct_architectures(own))
+    in_full = {*architectures[:1], *[a for a in architectures if _multiplies_e4m3(own, a)][:1]}
+    for architecture in architectures:
+        full = every or architecture in in_full
         for variant in Variant if full else (Variant.PLAIN,):
             build = build_host(own, architecture, variant, tools)
             yield build, SCHEDULES if full else SCHEDULES[:1]
+
+
+def _multiplies_e4m3(files: Iterable[PtxFile], architecture: int) -> bool:
+    texts = (f.text for f in files if f.architecture == architecture)
+    return any(re.search(r"mma\.sync\S*\.e4m3\.", text) for text in texts)
 
 
 @dataclass(frozen=True)
