@@ -24,7 +24,8 @@ from tests.plugins.row_faults import ROW_FAULTS
 class Fault:
     """Replace `old`, which stands exactly once in `file` (below plugins/), by `new`; `op` must then be caught.
 
-    `architecture`: whose PTX is run, for code that not all have.
+    `architecture`: whose PTX is run, for code that not all have. `changed`: a pattern of the launch files that show the
+    fault, where a template has instances in many.
     """
 
     op: str
@@ -33,6 +34,7 @@ class Fault:
     old: str
     new: str
     architecture: int = ARCHITECTURE
+    changed: str = "*"
 
     def plant(self, folder: Path) -> None:
         """Edit the copy of plugins/ in `folder`."""
@@ -52,7 +54,8 @@ def _launcher(op: str, name: str, old: str, new: str) -> Fault:
 
 
 def _attention(op: str, name: str, old: str, new: str) -> Fault:
-    return Fault(op, name, "sparse_attention/sparse_attention.cuh", old, new)
+    file = "sparse_attention/sparse_attention.cuh"
+    return Fault(op, name, file, old, new, changed="*narrow_launch.cu")
 
 
 FAULTS = (
@@ -137,17 +140,13 @@ FAULTS = (
 )  # fmt: skip
 
 
-# Kernels of one template in many files: the narrow instances show a fault as well, in a third of the time.
-_NARROW = {"sparse_attention/sparse_attention.cuh": "*narrow_launch.cu"}
-
-
 def caught_by(fault: Fault, tools: Toolchain) -> str:
     """The first instrument that objects and its words; empty if none does."""
     folder = BUILD / "faults" / re.sub(r"\W+", "-", f"{fault.op} {fault.name}")
     library = alone(
         *(fault.op, tools, folder, fault.plant),
         architecture=fault.architecture,
-        changed=_NARROW.get(fault.file, "*"),
+        changed=fault.changed,
     )
     files = embedded_ptx(library, tools.cuobjdump)
     for variant in Variant:
