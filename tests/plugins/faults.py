@@ -53,9 +53,10 @@ def _launcher(op: str, name: str, old: str, new: str) -> Fault:
     return Fault(op, name, f"{op}/{op}_launch.cu", old, new)
 
 
-def _attention(op: str, name: str, old: str, new: str) -> Fault:
-    file = "sparse_attention/sparse_attention.cuh"
-    return Fault(op, name, file, old, new, changed="*narrow_launch.cu")
+def _attention(
+    op: str, name: str, old: str, new: str, *, changed: str = "*narrow_launch.cu"
+) -> Fault:
+    return Fault(op, name, "sparse_attention/sparse_attention.cuh", old, new, changed=changed)
 
 
 FAULTS = (
@@ -120,7 +121,9 @@ FAULTS = (
     ),
     _attention("attention_window", "P read while it is written", "      __syncthreads();  // P is written\n", ""),
     _attention("attention_csa", "keys that are not there count", "exists[0] ? x * scale : -INFINITY", "x * scale"),
-    _attention("attention_csa", "sums of earlier blocks do not fade", "? total * row_fade + sum :", "? total + sum :"),
+    _attention(
+        "attention_csa", "sums of earlier blocks do not fade", "? total * row_fade + sum :", "? total + sum :", changed="*"
+    ),
     _attention("attention_hca", "scale without its root", "sqrt(static_cast<double>(C::WIDTH))", "C::WIDTH"),
     _attention(
         "attention_hca",
