@@ -122,7 +122,11 @@ FAULTS = (
     _attention("attention_window", "P read while it is written", "      __syncthreads();  // P is written\n", ""),
     _attention("attention_csa", "keys that are not there count", "exists[0] ? x * scale : -INFINITY", "x * scale"),
     _attention(
-        "attention_csa", "sums of earlier blocks do not fade", "? total * row_fade + sum :", "? total + sum :", changed="*"
+        "attention_csa",
+        "sums of earlier blocks do not fade",
+        "? total * row_fade + sum :",
+        "? total + sum :",
+        changed="*",
     ),
     _attention("attention_hca", "scale without its root", "sqrt(static_cast<double>(C::WIDTH))", "C::WIDTH"),
     _attention(
@@ -130,6 +134,7 @@ FAULTS = (
         "chunks overwritten while they are read",
         "      __syncthreads();  // this block's chunks are free; the next table is written\n",
         "",
+        changed="*",
     ),
     _kernel("indexer_topk", "negative scores in the wrong order", "? ~bits : bits | 0x8000", "? bits : bits | 0x8000"),
     _kernel(
