@@ -21,7 +21,7 @@ from ds4export.errors import ToolchainError
 from ds4export.ptxhost.library import embedded_ptx
 from ds4export.ptxhost.parse import Instruction, Kernel, Module, parse
 from ds4export.ptxhost.toolchain import REPOSITORY, find_toolchain
-from tests.plugins.check import readable
+from tests.plugins.check import multiplies_e4m3, readable
 from tests.plugins.host import library_path
 from tests.plugins.race_free import (
     RACE_FREE,
@@ -102,7 +102,7 @@ def texts(ptx: Sequence[Path]) -> Iterator[tuple[str, Module, str]]:
     for file in embedded_ptx(library, cuobjdump, ARCHITECTURE):
         yield file.text, file.module, ""
     for file in embedded_ptx(library, cuobjdump, E4M3_ARCHITECTURE):
-        kernels = tuple(k for k in file.module.kernels if _multiplies_e4m3(k))
+        kernels = tuple(k for k in file.module.kernels if multiplies_e4m3(k))
         yield file.text, replace(file.module, kernels=kernels), f", sm_{E4M3_ARCHITECTURE}"
     for path in ptx:
         text = path.read_text(encoding="utf-8")
@@ -144,11 +144,6 @@ def _planted(text: str, entry: str, launch: Launch, program: Path, timeout_s: in
 
 def _has_barrier(kernel: Kernel) -> bool:
     return any(isinstance(s, Instruction) and s.opcode.startswith("bar") for s in kernel.statements)
-
-
-def _multiplies_e4m3(kernel: Kernel) -> bool:
-    codes = (s.opcode for s in kernel.statements if isinstance(s, Instruction))
-    return any(code.startswith("mma.sync") and ".e4m3." in code for code in codes)
 
 
 def _short(name: str) -> str:

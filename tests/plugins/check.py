@@ -14,6 +14,7 @@ from pathlib import Path
 from ds4export.ops import ALL_OPS
 from ds4export.ptxhost.build import HostBuild, Variant, build_host
 from ds4export.ptxhost.library import PtxFile, distinct_architectures
+from ds4export.ptxhost.parse import Instruction, Kernel
 from ds4export.ptxhost.plugin_host import HostFaultError, PluginHost, RefusalError, Schedule
 from ds4export.ptxhost.toolchain import Toolchain
 from tests.plugins.host import cases_of, check_case
@@ -118,7 +119,7 @@ def builds_of(
     """
     own = files_of(op_name, files)
     architectures = list(distinct_architectures(own))
-    in_full = {*architectures[:1], *[a for a in architectures if _multiplies_e4m3(own, a)][:1]}
+    in_full = {*architectures[:1], *[a for a in architectures if _has_e4m3(own, a)][:1]}
     for architecture in architectures:
         full = every or architecture in in_full
         for variant in Variant if full else (Variant.PLAIN,):
@@ -126,9 +127,15 @@ def builds_of(
             yield build, SCHEDULES if full else SCHEDULES[:1]
 
 
-def _multiplies_e4m3(files: Iterable[PtxFile], architecture: int) -> bool:
-    texts = (f.text for f in files if f.architecture == architecture)
-    return any(re.search(r"mma\.sync\S*\.e4m3\.", text) for text in texts)
+def multiplies_e4m3(kernel: Kernel) -> bool:
+    """Whether a product of e4m3 codes goes to the tensor cores."""
+    codes = (s.opcode for s in kernel.statements if isinstance(s, Instruction))
+    return any(code.startswith("mma.sync") and ".e4m3." in code for code in codes)
+
+
+def _has_e4m3(files: Iterable[PtxFile], architecture: int) -> bool:
+    own = (f for f in files if f.architecture == architecture)
+    return any(multiplies_e4m3(kernel) for file in own for kernel in file.module.kernels)
 
 
 @dataclass(frozen=True)
