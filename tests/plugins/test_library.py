@@ -13,12 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ds4export.errors import ToolchainError
 from ds4export.ops import ALL_OPS
 from ds4export.ptxhost.build import Variant, build_host
 from ds4export.ptxhost.library import canonical, distinct_architectures, embedded_ptx
 from ds4export.ptxhost.plugin_host import Job, PluginHost, RefusalError
-from ds4export.ptxhost.toolchain import Toolchain, find_toolchain
+from ds4export.ptxhost.toolchain import Toolchain
 from tests.plugins.check import files_of
 from tests.plugins.host import (
     FORWARD,
@@ -26,27 +25,10 @@ from tests.plugins.host import (
     cases_of,
     check_case,
     job_of,
-    library_path,
     registered_ops,
 )
 
 OPS = ("embed", "hc_post", "moe_combine", "mtp_merge", "rms_norm")
-
-
-@pytest.fixture(scope="module")
-def library() -> Path:
-    path = library_path()
-    if not path:
-        pytest.skip("the plugin library is not built: make plugins")
-    return path
-
-
-@pytest.fixture(scope="module")
-def tools() -> Toolchain:
-    try:
-        return find_toolchain()
-    except ToolchainError as error:
-        pytest.skip(error.what)
 
 
 @pytest.fixture(scope="module")

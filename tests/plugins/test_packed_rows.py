@@ -7,34 +7,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
 
-from ds4export.errors import ToolchainError
 from ds4export.ops import ALL_OPS
 from ds4export.ptxhost.build import Variant, build_host
 from ds4export.ptxhost.library import embedded_ptx
 from ds4export.ptxhost.plugin_host import Array, Job, PluginHost, RefusalError
-from ds4export.ptxhost.toolchain import find_toolchain
+from ds4export.ptxhost.toolchain import Toolchain
 from tests.plugins.check import files_of
-from tests.plugins.host import FORWARD, arguments_of, check_case, job_of, library_path
+from tests.plugins.host import FORWARD, arguments_of, check_case, job_of
 from tests.plugins.packed_cases import PACKED_CASES
 
 CSA, INDEXER = ALL_OPS["attention_csa"], ALL_OPS["indexer_topk"]
 
 
 @pytest.fixture(scope="module")
-def host() -> Iterator[PluginHost]:
-    library = library_path()
-    if not library:
-        pytest.skip("the plugin library is not built: make plugins")
-    try:
-        tools = find_toolchain()
-    except ToolchainError as error:
-        pytest.skip(error.what)
+def host(library: Path, tools: Toolchain) -> Iterator[PluginHost]:
     files = embedded_ptx(library, tools.cuobjdump)
     own = [f for op in (CSA, INDEXER) for f in files_of(op.name, files)]
     with PluginHost(build_host(own, 80, Variant.PLAIN, tools), library) as running:

@@ -10,18 +10,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import pytest
 
-from ds4export.errors import ToolchainError
 from ds4export.ops import ALL_OPS
 from ds4export.ops._define import BOUNDARY, F32, INTS, WEIGHT
 from ds4export.ptxhost.build import Variant, build_host
 from ds4export.ptxhost.plugin_host import Array, Job, PluginHost, RefusalError
-from ds4export.ptxhost.toolchain import PLUGINS, find_toolchain
-from tests.plugins.host import FORWARD, library_path
+from ds4export.ptxhost.toolchain import PLUGINS, Toolchain
+from tests.plugins.host import FORWARD
 
 DTYPES = {
     BOUNDARY: ml_dtypes.bfloat16,
@@ -285,15 +285,8 @@ LAUNCHERS = (
 
 
 @pytest.fixture(scope="module")
-def host() -> Iterator[PluginHost]:
+def host(library: Path, tools: Toolchain) -> Iterator[PluginHost]:
     """A host in which no kernel is translated: none is launched."""
-    library = library_path()
-    if not library:
-        pytest.skip("the plugin library is not built: make plugins")
-    try:
-        tools = find_toolchain()
-    except ToolchainError as error:
-        pytest.skip(error.what)
     with PluginHost(build_host([], 80, Variant.PLAIN, tools), library) as running:
         yield running
 
